@@ -1,0 +1,40 @@
+#include "core/result.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace pgpoll::core {
+
+void row_store::append(const char* run, std::size_t size) {
+  constexpr std::size_t largest = std::size_t{1} << 20;
+  if (chunks_.empty() || chunks_.back().capacity - chunks_.back().used < size) {
+    // The first chunk fits exactly: most results have one run. Later ones grow with the result.
+    const auto capacity = std::max(size, std::min(bytes_, largest));
+    chunk added;
+    added.data = std::make_unique_for_overwrite<char[]>(capacity);
+    added.capacity = capacity;
+    added.first_row = rows_;
+    chunks_.push_back(std::move(added));
+  }
+  auto& last = chunks_.back();
+  std::memcpy(last.data.get() + last.used, run, size);
+  for (std::size_t at = last.used; at < last.used + size; at += row_length(last.data.get() + at)) {
+    if (last.rows % stride == 0) last.offsets.push_back(static_cast<std::uint32_t>(at));
+    ++last.rows;
+    ++rows_;
+  }
+  last.used += size;
+  bytes_ += size;
+}
+
+const char* row_store::row(std::size_t index) const {
+  const auto after = std::upper_bound(chunks_.begin(), chunks_.end(), index,
+                                      [](std::size_t i, const chunk& each) { return i < each.first_row; });
+  const auto& found = *std::prev(after);
+  const auto within = index - found.first_row;
+  const char* p = found.data.get() + found.offsets[within / stride];
+  for (auto left = within % stride; left > 0; --left) p += row_length(p);
+  return p;
+}
+
+}  // namespace pgpoll::core

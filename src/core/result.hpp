@@ -1,0 +1,137 @@
+// What a request leaves behind: columns, rows as they came off the wire, errors, and the operation that
+// carries them to the caller. Nothing here decodes a value.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace pgpoll::core {
+
+// One field of a RowDescription. `format` is the one asked for in Bind: 0 text, 1 binary.
+struct column {
+  std::string name;
+  std::uint32_t table_oid = 0;
+  std::int16_t attribute_number = 0;
+  std::uint32_t type_oid = 0;
+  std::int16_t type_size = 0;
+  std::int32_t typmod = -1;
+  std::int16_t format = 0;
+};
+
+// Immutable once made; shared by a statement and every result of it, so a face may key caches on its address.
+struct row_description {
+  std::vector<column> columns;
+};
+using columns_ptr = std::shared_ptr<const row_description>;
+
+// A named prepared statement that the server has parsed and described. Whoever holds one pins it: it is not
+// evicted from the cache while the use count says so.
+struct statement {
+  std::string name;
+  std::string sql;
+  std::vector<std::uint32_t> parameter_types;
+  columns_ptr columns;    // null where the statement returns no rows
+  bool may_copy = false;  // its first keyword is COPY: nothing may follow it on the wire
+};
+using statement_ptr = std::shared_ptr<const statement>;
+
+// DataRow messages, whole (type byte, length, body) and already checked: the column count is that of the
+// columns, every field length is -1 or within the message, and the lengths add up exactly.
+class row_store {
+ public:
+  static constexpr std::size_t stride = 16;  // one index entry for so many rows
+
+  struct chunk {
+    std::unique_ptr<char[]> data;
+    std::size_t used = 0;
+    std::size_t capacity = 0;
+    std::size_t first_row = 0;
+    std::size_t rows = 0;
+    std::vector<std::uint32_t> offsets;  // of rows first_row + 0, + stride, + 2 * stride ...
+  };
+
+  void append(const char* run, std::size_t size);
+  std::size_t size() const { return rows_; }
+  std::size_t bytes() const { return bytes_; }
+  const std::vector<chunk>& chunks() const { return chunks_; }
+
+  // The start of row `index`'s DataRow message ('D'); index < size().
+  const char* row(std::size_t index) const;
+
+ private:
+  std::vector<chunk> chunks_;
+  std::size_t rows_ = 0;
+  std::size_t bytes_ = 0;
+};
+
+// The length of the DataRow message that starts at `row`, type byte included.
+inline std::size_t row_length(const char* row) {
+  const auto* p = reinterpret_cast<const unsigned char*>(row) + 1;
+  return 1 + (std::size_t{p[0]} << 24 | std::size_t{p[1]} << 16 | std::size_t{p[2]} << 8 | std::size_t{p[3]});
+}
+
+// One statement's result. `tag` is empty for an EmptyQueryResponse.
+struct raw_result {
+  columns_ptr columns;  // null where the statement returns no rows
+  row_store rows;
+  std::string tag;
+};
+
+// The fields of an ErrorResponse or NoticeResponse (protocol manual, section 54.8).
+struct server_message {
+  std::vector<std::pair<char, std::string>> fields;
+  std::string_view field(char code) const {
+    for (const auto& [key, value] : fields)
+      if (key == code) return value;
+    return {};
+  }
+  bool fatal() const {
+    auto severity = field('V').empty() ? field('S') : field('V');
+    return severity == "FATAL" || severity == "PANIC";
+  }
+};
+
+struct failure {
+  enum class kind {
+    server,          // `server` is the request's own ErrorResponse
+    misuse,          // the caller asked for what this verb can't do (COPY in execute)
+    refused,         // the face could not encode the arguments; it has the error
+    authentication,  // the server asks for what we can't or won't give, or failed to prove itself
+    protocol,        // the peer broke the protocol
+    lost,            // the connection went away; `cause` where that is known
+    closed           // closed by us before it was served
+  };
+  kind kind = kind::lost;
+  std::string message;
+  std::shared_ptr<const server_message> server;
+  std::shared_ptr<const failure> cause;
+};
+using failure_ptr = std::shared_ptr<const failure>;
+
+// One request as its caller sees it. It outlives its exchange.
+struct exchange_promise;
+
+struct operation {
+  enum class kind { connect, execute, prepare, script, command, close, cancel, drain };
+  enum class state { pending, succeeded, failed, cancelled };
+
+  kind kind = kind::execute;
+  state state = state::pending;
+  bool written = false;                  // known once done: a byte of it had left, so it is not safe to retry
+  bool abandoned = false;                // nobody waits any more
+  statement_ptr statement;               // execute and prepare: the description
+  std::vector<raw_result> results;       // execute: one; script: one a statement
+  failure_ptr error;                     // where failed
+  void* owner = nullptr;                 // the face's handle; the core never looks at it
+  exchange_promise* exchange = nullptr;  // its dialogue while that lasts
+
+  bool done() const { return state != state::pending; }
+};
+using operation_ptr = std::shared_ptr<operation>;
+
+}  // namespace pgpoll::core

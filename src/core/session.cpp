@@ -1,0 +1,608 @@
+#include "core/session.hpp"
+
+#include <algorithm>
+#include <new>
+
+#include "core/scram.hpp"
+
+namespace pgpoll::core {
+
+using wire::backend;
+
+namespace {
+
+// Before the server has proved who it is, nothing needs to be long.
+constexpr std::size_t unauthenticated_limit = 64 * 1024;
+constexpr std::size_t max_error_text = 64 * 1024;
+constexpr std::size_t max_parameters = 1000;
+constexpr std::size_t max_parameter_bytes = std::size_t{1} << 20;
+constexpr std::size_t max_notices = 1000;  // kept for the face; past it the oldest go
+
+failure_ptr failure_of(enum failure::kind kind, std::string message,
+                       std::shared_ptr<const server_message> server = nullptr, failure_ptr cause = nullptr) {
+  return std::make_shared<const failure>(failure{kind, std::move(message), std::move(server), std::move(cause)});
+}
+
+}  // namespace
+
+session::session(settings options) : settings_(std::move(options)), cache_(settings_.statement_cache_size) {
+  inbound_.limit(unauthenticated_limit);
+}
+
+session::~session() {
+  for (auto& op : completed_) op->exchange = nullptr;
+  fail_all(failure_of(failure::kind::closed, "closed"));
+}
+
+// ---- requests
+
+operation_ptr session::admit(enum operation::kind kind) {
+  auto op = std::make_shared<operation>();
+  op->kind = kind;
+  const bool first = kind == operation::kind::connect || kind == operation::kind::cancel;
+  if (accepting() && (state_ == state::fresh) == first) return op;
+  op->state = operation::state::failed;
+  op->error = state_ == state::ended && why_ended_
+                  ? failure_of(failure::kind::lost, "connection lost", nullptr, why_ended_)
+                  : failure_of(failure::kind::closed, "closed");
+  completed_.push_back(op);
+  return op;
+}
+
+operation_ptr session::begin(operation_ptr op, exchange dialogue) {
+  auto& p = dialogue.handle.promise();
+  op->exchange = &p;
+  ++in_flight_;
+  guarded([&] { run(p); });
+  return op;
+}
+
+operation_ptr session::start_connect() {
+  auto op = admit(operation::kind::connect);
+  return op->done() ? op : begin(op, startup(op));
+}
+
+operation_ptr session::start_execute(std::string sql) {
+  auto op = admit(operation::kind::execute);
+  return op->done() ? op : begin(op, execute(op, std::move(sql), nullptr, {}));
+}
+
+operation_ptr session::start_execute(statement_ptr known, std::string arguments) {
+  auto op = admit(operation::kind::execute);
+  if (op->done()) return op;
+  op->statement = known;
+  return begin(op, execute(op, {}, std::move(known), std::move(arguments)));
+}
+
+operation_ptr session::start_prepare(std::string sql) {
+  auto op = admit(operation::kind::prepare);
+  return op->done() ? op : begin(op, prepare_statement(op, std::move(sql)));
+}
+
+operation_ptr session::start_script(std::string sql) {
+  auto op = admit(operation::kind::script);
+  return op->done() ? op : begin(op, script(op, std::move(sql)));
+}
+
+operation_ptr session::start_command(std::string sql) {
+  auto op = admit(operation::kind::command);
+  return op->done() ? op : begin(op, command(op, std::move(sql)));
+}
+
+operation_ptr session::start_cancel(cancel_key key) {
+  auto op = admit(operation::kind::cancel);
+  if (op->done()) return op;
+  state_ = state::closing;
+  return begin(op, cancel(op, std::move(key)));
+}
+
+operation_ptr session::start_close() {
+  if (closing_) return closing_;
+  closing_ = std::make_shared<operation>();
+  closing_->kind = operation::kind::close;
+  if (state_ == state::fresh || state_ == state::ended) {
+    fail_all(failure_of(failure::kind::closed, "closed"));
+    closing_->state = operation::state::succeeded;
+    completed_.push_back(closing_);
+    return closing_;
+  }
+  state_ = state::closing;
+  return begin(closing_, close(closing_));
+}
+
+void session::abandon(operation& op) {
+  if (op.abandoned) return;
+  op.abandoned = true;
+  take(op);
+  if (op.exchange == nullptr) return;
+  auto& p = *op.exchange;
+  for (auto& result : op.results) result.rows = {};
+  switch (op.kind) {
+    case operation::kind::close:
+    case operation::kind::cancel:
+    case operation::kind::drain:
+      return;
+    case operation::kind::connect:
+      return fail_all(failure_of(failure::kind::closed, "closed: the connecting task went away"));
+    default:
+      break;
+  }
+  if (p.wait == waiting::write_turn || (p.wait == waiting::arguments && !p.in_replies)) {
+    finish(p, operation::state::cancelled);
+  } else if (!p.synced &&
+             !p.draining) {  // it waits for its description, or the arguments: no Bind, but its Sync, at once
+    sync(p);
+    release_writer(p);
+  }
+}
+
+statement_ptr session::find_statement(std::string_view sql) {
+  return cache_.find(sql);
+}
+
+operation_ptr session::next_unencoded() {
+  while (!unencoded_.empty()) {
+    auto op = std::move(unencoded_.front());
+    unencoded_.pop_front();
+    if (op->exchange != nullptr && !op->abandoned) return op;
+  }
+  return nullptr;
+}
+
+void session::supply(operation& op, std::string arguments) {
+  if (op.exchange == nullptr || op.exchange->wait != waiting::arguments) return;
+  op.exchange->answered = true;
+  op.exchange->arguments = std::move(arguments);
+}
+
+void session::refuse(operation& op) {
+  if (op.exchange == nullptr || op.exchange->wait != waiting::arguments) return;
+  op.exchange->answered = true;
+  fail_later(*op.exchange, failure_of(failure::kind::refused, "the arguments could not be encoded"));
+}
+
+// ---- outcomes
+
+operation_ptr session::next_completed() {
+  if (completed_.empty()) return nullptr;
+  auto op = std::move(completed_.front());
+  completed_.pop_front();
+  return op;
+}
+
+void session::take(const operation& op) {
+  const auto found =
+      std::find_if(completed_.begin(), completed_.end(), [&](const auto& each) { return each.get() == &op; });
+  if (found != completed_.end()) completed_.erase(found);
+}
+
+void session::finish(exchange_promise& p, enum operation::state outcome, failure_ptr error) {
+  if (writer_ == &p) writer_ = nullptr;
+  if (p.in_replies) std::erase(replies_, &p);
+  if (p.wait == waiting::write_turn) std::erase(writing_, &p);
+  const auto op = std::move(p.op);
+  const auto first_byte = p.first_byte;
+  p.handle().destroy();
+
+  --in_flight_;
+  op->exchange = nullptr;
+  op->written = first_byte && outbound_.sent_total() > *first_byte;
+  if (op->kind == operation::kind::close) {  // however it went, the connection is closed
+    outcome = operation::state::succeeded;
+    error = nullptr;
+  }
+  op->state = op->abandoned ? operation::state::cancelled : outcome;
+  op->error = std::move(error);
+  if (op->kind == operation::kind::drain) cancelling_ = cancelling::no;
+  if (!op->abandoned) completed_.push_back(op);
+}
+
+void session::fail(failure why) {
+  fail_all(std::make_shared<const failure>(std::move(why)));
+}
+
+void session::fail_all(failure_ptr why) {
+  if (state_ == state::ended) return;
+  state_ = state::ended;
+  why_ended_ = why;
+  std::vector<exchange_promise*> waiting_ones(replies_.begin(), replies_.end());
+  const auto* const head = replies_.empty() ? nullptr : replies_.front();
+  if (writer_ != nullptr && !writer_->in_replies) waiting_ones.push_back(writer_);
+  waiting_ones.insert(waiting_ones.end(), writing_.begin(), writing_.end());
+  const auto rest =
+      why->kind == failure::kind::closed ? why : failure_of(failure::kind::lost, "connection lost", nullptr, why);
+  for (auto* p : waiting_ones) {
+    const bool told = p == head || p->op->kind == operation::kind::connect;
+    finish(*p, operation::state::failed,
+           p->error ? p->error
+           : told   ? why
+                    : rest);  // its own error may have come already
+  }
+}
+
+// The server closed its side, and all that it said before has been served.
+void session::end_by_peer() {
+  auto* const head = replies_.empty() ? nullptr : replies_.front();
+  if (head != nullptr && head->wait == waiting::end_of_stream) {
+    finish(*head, operation::state::succeeded);
+    return fail(failure{failure::kind::closed, "closed", nullptr, nullptr});
+  }
+  const char* text = state_ == state::fresh || state_ == state::starting
+                         ? "connection lost: the server closed it during start-up"
+                         : "connection lost: the server closed it unexpectedly";
+  fail(failure{failure::kind::lost, text, nullptr, nullptr});
+}
+
+// ---- the pump
+
+template <typename Work>
+void session::guarded(Work work) {
+  try {
+    work();
+  } catch (const wire::protocol_violation& violation) {
+    fail(failure{failure::kind::protocol, violation.what(), nullptr, nullptr});
+  } catch (const authentication_error& error) {
+    fail(failure{failure::kind::authentication, error.what(), nullptr, nullptr});
+  } catch (...) {  // out of memory: what was half written can't be taken back
+    fail(failure{failure::kind::lost, "connection lost: out of memory", nullptr, nullptr});
+    throw;
+  }
+}
+
+void session::run(exchange_promise& p) {
+  running_ = &p;
+  p.wait = waiting::nothing;
+  p.resume_point.resume();
+  running_ = nullptr;
+  if (!p.handle().done()) return;
+  if (p.thrown) {
+    const auto thrown = p.thrown;
+    if (!p.in_replies && writer_ != &p)
+      finish(p, operation::state::failed, failure_of(failure::kind::closed, "closed"));
+    std::rethrow_exception(thrown);
+  }
+  finish(p, p.error ? operation::state::failed : operation::state::succeeded, p.error);
+}
+
+void session::pump() {
+  if (state_ == state::ended) return;
+  may_compute_ = true;
+  guarded([this] {
+    bool progress = true;
+    while (progress && state_ != state::ended) {
+      progress = read_replies();
+      progress |= state_ != state::ended && grant_writers();
+    }
+    if (eof_ && state_ != state::ended) end_by_peer();
+  });
+}
+
+void session::eof() {
+  eof_ = true;
+}
+
+void session::sent(std::size_t size) {
+  outbound_.sent(size);
+}
+
+bool session::wants_pump() const {
+  if (state_ == state::ended) return false;
+  if (computing_ || (writer_ != nullptr && writer_->answered)) return true;
+  return writer_ == nullptr && !writing_.empty() && may_write();
+}
+
+bool session::read_replies() {
+  bool any = false;
+  while (state_ != state::ended) {
+    if (replies_.empty()) {
+      wire::message got;
+      if (!next(got)) break;
+      unasked(got);
+    } else if (!advance_head()) {
+      break;
+    }
+    any = true;
+  }
+  return any;
+}
+
+// Goes on with the exchange whose reply is arriving; false where it must wait.
+bool session::advance_head() {
+  auto& p = *replies_.front();
+  if (fatal_) return fail_all(p.error), true;  // the server ends the connection; its end of file adds nothing
+  if (p.draining) return drain();
+  switch (p.wait) {
+    case waiting::reply_turn:
+      run(p);
+      return true;
+    case waiting::message:
+      if (pull()) return run(p), true;
+      return p.draining;
+    case waiting::rows:
+      if (pull_rows()) return run(p), true;
+      return false;
+    case waiting::arguments:
+      if (!p.answered && !p.op->abandoned) return false;
+      p.answered = false;
+      run(p);
+      return true;
+    case waiting::computing:
+      if (!may_compute_) return false;
+      may_compute_ = computing_ = false;
+      run(p);
+      return true;
+    default: {  // the end of the stream: what the server still says is of no interest
+      wire::message ignored;
+      while (next(ignored)) continue;
+      return false;
+    }
+  }
+}
+
+bool session::may_write() const {
+  if (cancelling_ != cancelling::no) return false;
+  if (replies_.size() >= settings_.max_pipeline || outbound_.size() >= settings_.max_unsent) return false;
+  return replies_.empty() || !replies_.front()->op->abandoned;
+}
+
+bool session::grant_writers() {
+  bool any = false;
+  while (state_ != state::ended) {
+    if (writer_ != nullptr) {
+      auto& p = *writer_;
+      if (p.in_replies || p.wait != waiting::arguments || !p.answered) break;
+      p.answered = false;
+      run(p);
+    } else if (cancelling_ == cancelling::drain && replies_.empty()) {
+      auto op = std::make_shared<operation>();
+      op->kind = operation::kind::drain;
+      op->abandoned = true;
+      cancelling_ = cancelling::draining;
+      auto& p = drain_stray_cancel(op).handle.promise();
+      op->exchange = &p;
+      ++in_flight_;
+      writer_ = &p;
+      run(p);
+    } else if (!writing_.empty() && may_write()) {
+      auto& p = *writing_.front();
+      writing_.pop_front();
+      writer_ = &p;
+      run(p);
+    } else {
+      break;
+    }
+    any = true;
+  }
+  return any;
+}
+
+bool session::next(wire::message& got) {
+  while (inbound_.next(got))
+    if (!asynchronous(got)) return true;
+  return false;
+}
+
+bool session::pull() {
+  auto& p = *replies_.front();
+  if (p.draining || !next(message_)) return false;
+  if (message_.type != backend::error_response) return true;
+  server_error(p, message_);
+  return false;
+}
+
+bool session::pull_rows() {
+  auto& p = *replies_.front();
+  const auto& columns = p.sink->columns;
+  for (;;) {
+    const auto type = static_cast<backend>(inbound_.peek_type());
+    switch (type) {
+      case backend::data_row: {
+        if (!columns) throw wire::protocol_violation("DataRow: without a RowDescription at byte 0");
+        const auto run_of_rows = inbound_.take_rows(columns->columns.size());
+        if (run_of_rows.empty()) return false;
+        if (!p.op->abandoned) p.sink->rows.append(run_of_rows.data(), run_of_rows.size());
+        break;
+      }
+      case backend::notice_response:
+      case backend::notification_response:
+      case backend::parameter_status: {
+        wire::message got;
+        if (!inbound_.next(got)) return false;
+        asynchronous(got);
+        break;
+      }
+      default:
+        return inbound_.peek_type() != '\0';
+    }
+  }
+}
+
+bool session::drain() {
+  auto& p = *replies_.front();
+  wire::message got;
+  while (next(got)) {
+    if (got.type == backend::error_response) {
+      server_error(p, got);
+      if (fatal_) return true;
+    } else if (got.type == backend::ready_for_query) {
+      ready_for_query(got);
+      finish(p, operation::state::failed, p.error);
+      return true;
+    } else {
+      throw wire::protocol_violation(wire::name_of(got.type) + ": after an ErrorResponse, at byte 0");
+    }
+  }
+  return false;
+}
+
+// ---- messages
+
+// An ErrorResponse for the head. It may be running: only notes are taken here, its frame goes at ReadyForQuery.
+void session::server_error(exchange_promise& p, const wire::message& got) {
+  auto fields = fields_of(got);
+  const bool ends = fields->fatal() || p.op->kind == operation::kind::connect;
+  if (!p.error || ends) p.error = failure_of(failure::kind::server, std::string(fields->field('M')), fields);
+  p.draining = true;
+  if (ends) {
+    fatal_ = std::move(fields);
+  } else if (!p.synced) {
+    sync(p);
+    release_writer(p);
+  }
+}
+
+// A message while no reply is due: the server may say why it ends the connection, nothing else.
+void session::unasked(const wire::message& got) {
+  if (got.type != backend::error_response)
+    throw wire::protocol_violation(wire::name_of(got.type) + ": nothing was asked, at byte 0");
+  auto fields = fields_of(got);
+  if (!fields->fatal()) throw wire::protocol_violation("ErrorResponse: nothing was asked, at byte 0");
+  auto text = std::string(fields->field('M'));
+  fail(failure{failure::kind::server, std::move(text), std::move(fields), nullptr});
+}
+
+bool session::asynchronous(const wire::message& got) {
+  switch (got.type) {
+    case backend::notice_response:
+      if (notices_.size() >= max_notices) notices_.erase(notices_.begin());
+      notices_.push_back({fields_of(got)});
+      return true;
+    case backend::notification_response: {
+      auto body = got.read("NotificationResponse");
+      body.int32();
+      body.string();
+      body.string();
+      body.end();
+      return true;
+    }
+    case backend::parameter_status:
+      parameter_status(got);
+      return true;
+    default:
+      return false;
+  }
+}
+
+void session::parameter_status(const wire::message& got) {
+  auto body = got.read("ParameterStatus");
+  const auto name = body.string();
+  const auto value = body.string();
+  body.end();
+  if (name == "client_encoding" && value != "UTF8")
+    body.fail("client_encoding became " + std::string(value) + "; only UTF8 is spoken here,");
+  if (name == "integer_datetimes" && value != "on")
+    body.fail("integer_datetimes is off; such servers are not supported,");
+  auto found = parameters_.find(name);
+  if (found == parameters_.end()) {
+    parameter_bytes_ += name.size();
+    found = parameters_.emplace(std::string(name), std::string()).first;
+  }
+  parameter_bytes_ += value.size();
+  parameter_bytes_ -= found->second.size();
+  found->second.assign(value);
+  if (parameters_.size() > max_parameters || parameter_bytes_ > max_parameter_bytes)
+    body.fail("more than 1,000 parameters or 1 MiB of them");
+}
+
+std::shared_ptr<const server_message> session::fields_of(const wire::message& got) const {
+  auto fields = std::make_shared<server_message>();
+  auto body = got.read(got.type == backend::error_response ? "ErrorResponse" : "NoticeResponse");
+  while (body.left() > 0) {
+    const auto code = static_cast<char>(body.uint8());
+    if (code == '\0') break;
+    fields->fields.emplace_back(code, body.string().substr(0, max_error_text));
+  }
+  return fields;
+}
+
+wire::message session::expect(wire::message got, backend wanted) {
+  if (got.type != wanted)
+    throw wire::protocol_violation(wire::name_of(got.type) + ": " + wire::name_of(wanted) + " was expected, at byte 0");
+  if ((wanted == backend::bind_complete || wanted == backend::parse_complete || wanted == backend::close_complete ||
+       wanted == backend::copy_done) &&
+      !got.body.empty())
+    throw wire::protocol_violation(wire::name_of(got.type) + ": a body where none belongs, at byte 0");
+  return got;
+}
+
+void session::ready_for_query(wire::message got) {
+  auto body = expect(got, backend::ready_for_query).read("ReadyForQuery");
+  const auto status = static_cast<char>(body.uint8());
+  if (status != 'I' && status != 'T' && status != 'E') body.fail("an unknown transaction status");
+  body.end();
+  transaction_status_ = status;
+}
+
+std::string session::command_tag(wire::message got) {
+  auto body = got.read("CommandComplete");
+  auto tag = std::string(body.string());
+  body.end();
+  return tag;
+}
+
+columns_ptr session::row_description_of(wire::message got, bool text_only) const {
+  auto body = got.read("RowDescription");
+  auto described = std::make_shared<row_description>();
+  const std::size_t count = body.uint16();
+  constexpr std::size_t shortest = 19;  // an empty name and the fixed fields
+  if (body.left() < count * shortest) body.fail("ends too early");
+  described->columns.reserve(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    auto& column = described->columns.emplace_back();
+    column.name = body.string();
+    column.table_oid = body.uint32();
+    column.attribute_number = body.int16();
+    column.type_oid = body.uint32();
+    column.type_size = body.int16();
+    column.typmod = body.int32();
+    const auto format = body.int16();
+    if (format != 0) body.fail("a format that was not asked for");
+    if (!text_only && settings_.decodes_binary != nullptr && settings_.decodes_binary(column.type_oid))
+      column.format = 1;
+  }
+  body.end();
+  return described;
+}
+
+void session::sync(exchange_promise& p) {
+  if (p.synced) return;
+  out().sync();
+  p.synced = true;
+}
+
+void session::release_writer(exchange_promise& p) {
+  if (writer_ == &p) writer_ = nullptr;
+}
+
+void session::fail_later(exchange_promise& p, failure_ptr error) {
+  p.error = std::move(error);
+}
+
+// ---- cancelling at the server
+
+cancel_wish session::cancel_wanted() const {
+  if (cancelling_ != cancelling::no || replies_.empty() || state_ == state::ended) return cancel_wish::none;
+  const auto& head = *replies_.front();
+  if (!head.op->abandoned || head.draining || outbound_.sent_total() <= *head.first_byte) return cancel_wish::none;
+  switch (head.op->kind) {
+    case operation::kind::execute:
+    case operation::kind::prepare:
+    case operation::kind::script:
+      break;
+    default:
+      return cancel_wish::none;
+  }
+  const bool alone =
+      std::all_of(replies_.begin(), replies_.end(), [](const auto* each) { return each->op->abandoned; });
+  return alone ? cancel_wish::now : cancel_wish::grace;
+}
+
+void session::cancel_started() {
+  if (cancelling_ == cancelling::no) cancelling_ = cancelling::socket_open;
+}
+
+void session::cancel_ended() {
+  if (cancelling_ == cancelling::socket_open) cancelling_ = cancelling::drain;
+}
+
+}  // namespace pgpoll::core

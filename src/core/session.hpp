@@ -1,0 +1,262 @@
+// The conversation with one server, without I/O: bytes in, bytes out, finished operations out.
+//
+//   session talk(settings);
+//   auto op = talk.start_connect();
+//   send(talk.outbound()); talk.sent(n);                    whatever is outbound
+//   auto room = talk.prepare(65536); talk.commit(recv(room));   whatever arrives; or talk.eof()
+//   talk.pump();                                            all the progress that these bytes allow
+//   while (auto done = talk.next_completed()) ...
+//
+// A session is a plain object. Each request is an exchange (exchange.hpp): a coroutine that only pump(), or the
+// start_* that creates it, resumes. No call here blocks, reads a clock or runs a caller's code.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "core/buffers.hpp"
+#include "core/exchange.hpp"
+#include "core/result.hpp"
+#include "core/statement_cache.hpp"
+
+namespace pgpoll::core {
+
+struct settings {
+  // Sent as they are in the StartupMessage: user, database, client_encoding, application_name, ...
+  std::vector<std::pair<std::string, std::string>> startup_parameters;
+  std::string user;
+  std::optional<std::string> password;        // as given: cleartext and md5
+  std::optional<std::string> scram_password;  // after SASLprep
+  bool cleartext_allowed = false;             // the transport is private (Unix socket, loopback, TLS)
+  std::size_t statement_cache_size = 100;     // statements
+  std::size_t max_pipeline = 1000;            // requests written and unanswered
+  std::size_t max_unsent = 1 << 20;           // bytes; past it requests wait for the socket
+  std::uint32_t max_scram_iterations = 1'000'000;
+  // Which types the face decodes from binary; others are asked for as text.
+  bool (*decodes_binary)(std::uint32_t type_oid) = nullptr;
+};
+
+struct cancel_key {
+  std::int32_t pid = 0;
+  std::string secret;
+};
+
+struct notice {
+  std::shared_ptr<const server_message> message;
+};
+
+enum class cancel_wish { none, now, grace };
+
+class session {
+ public:
+  explicit session(settings options);
+  session(const session&) = delete;
+  session& operator=(const session&) = delete;
+  ~session();
+
+  // Requests. Each returns at once; an operation may be finished already when it does (a lost session never
+  // accepts one: look at `open()` first).
+  operation_ptr start_connect();
+  operation_ptr start_execute(std::string sql);  // arguments are asked for by next_unencoded()
+  operation_ptr start_execute(statement_ptr known, std::string arguments);  // one flight
+  operation_ptr start_prepare(std::string sql);
+  operation_ptr start_script(std::string sql);   // simple query protocol
+  operation_ptr start_command(std::string sql);  // no parameters, no rows: unnamed, one flight, never cancelled by wish
+  operation_ptr start_cancel(cancel_key key);    // the only exchange of a second session; ends at eof()
+  operation_ptr start_close();                   // serves what was accepted, sends Terminate, ends at eof()
+  void abandon(operation& op);
+
+  // A statement of this text that is parsed and described, made the most recently used; else null.
+  statement_ptr find_statement(std::string_view sql);
+
+  // The next operation whose statement is described and whose arguments are not encoded yet; each is listed once.
+  // `arguments` is Bind's parameter section: Int16 count, Int16 formats, Int16 count, (Int32 length, bytes)...
+  operation_ptr next_unencoded();
+  void supply(operation& op, std::string arguments);
+  void refuse(operation& op);  // the face keeps the error; no Bind is sent
+
+  // Bytes.
+  std::span<char> prepare(std::size_t size) { return inbound_.prepare(size); }
+  void commit(std::size_t size) { inbound_.commit(size); }
+  std::string_view outbound() const { return outbound_.unsent(); }
+  void sent(std::size_t size);
+  void eof();              // the peer closed its side; what was received is served first
+  void fail(failure why);  // every operation ends; nothing more is read or written
+  void pump();
+  bool wants_pump() const;  // pump() could go on without new bytes: a long computation, or room to write again
+
+  operation_ptr next_completed();  // the oldest finished one not yet taken; abandoned ones never appear
+  bool has_completed() const { return !completed_.empty(); }
+  void take(const operation& op);  // strikes it from the completed ones
+
+  bool open() const { return state_ == state::ready; }  // connected, and accepts requests
+  bool accepting() const { return state_ == state::fresh || state_ == state::starting || state_ == state::ready; }
+  bool ended() const { return state_ == state::ended; }
+  bool quiet() const { return replies_.empty() && writing_.empty() && writer_ == nullptr && outbound_.empty(); }
+  std::size_t in_flight() const { return in_flight_; }  // started and not finished; abandoned ones until drained
+  failure_ptr why_ended() const { return why_ended_; }
+
+  char transaction_status() const { return transaction_status_; }  // 'I', 'T', 'E'; '\0' before the first ReadyForQuery
+  const std::map<std::string, std::string, std::less<>>& parameters() const { return parameters_; }
+  const std::optional<cancel_key>& key() const { return key_; }
+  std::vector<notice> take_notices() { return std::exchange(notices_, {}); }
+
+  // Cancelling at the server (D6): the face asks, sends the CancelRequest on a socket of its own and says when
+  // that socket begins and has reached its end. In between, and until one empty query has drained a stray 57014, no
+  // other request is written.
+  cancel_wish cancel_wanted() const;
+  void cancel_started();
+  void cancel_ended();
+
+  // Whose reply is arriving, for those who time or trace requests; null where nobody's is.
+  const operation* head() const { return replies_.empty() ? nullptr : replies_.front()->op.get(); }
+
+ private:
+  enum class state { fresh, starting, ready, closing, ended };
+  enum class cancelling { no, socket_open, drain, draining };
+  enum class writer { release, keep };
+
+  // The dialogues, one coroutine each: startup.cpp, execute.cpp.
+  exchange startup(operation_ptr op);
+  exchange execute(operation_ptr op, std::string sql, statement_ptr prepared, std::string arguments);
+  exchange prepare_statement(operation_ptr op, std::string sql);
+  exchange script(operation_ptr op, std::string sql);
+  exchange command(operation_ptr op, std::string sql);
+  exchange drain_stray_cancel(operation_ptr op);
+  exchange cancel(operation_ptr op, cancel_key key);
+  exchange close(operation_ptr op);
+  step<statement_ptr> describe(std::string sql);
+  step<bool> authenticate_scram(std::string_view mechanisms);
+  step<bool> refuse_copy(wire::message response, bool extended);
+
+  // What a dialogue awaits. Each awaiter suspends the running exchange until pump() can go on with it.
+  struct write_turn_awaiter;
+  struct reply_turn_awaiter;
+  struct message_awaiter;
+  struct rows_awaiter;
+  struct wait_awaiter;
+  struct arguments_awaiter;
+  write_turn_awaiter write_turn();  // arrival order; the writer is ours until reply_turn lets it go
+  reply_turn_awaiter reply_turn(writer turn = writer::release);  // joins the reply FIFO
+  message_awaiter next_message();            // the next message that is no error and not asynchronous
+  rows_awaiter data_rows(raw_result& sink);  // every run of DataRows
+  arguments_awaiter encoded_arguments();     // from the face; nothing where refused or abandoned
+  wait_awaiter next_slice();                 // lets pump() return in the middle of a long computation
+  wait_awaiter end_of_stream();              // the peer has closed
+
+  // For dialogues.
+  wire::frontend out() { return wire::frontend(outbound_.buffer()); }
+  void sync(exchange_promise& p);  // its own Sync, once
+  void release_writer(exchange_promise& p);
+  static wire::message expect(wire::message got, wire::backend wanted);
+  void ready_for_query(wire::message got);
+  columns_ptr row_description_of(wire::message got, bool text_only) const;
+  static std::string command_tag(wire::message got);
+  void fail_later(exchange_promise& p, failure_ptr error);  // to be told at ReadyForQuery
+
+  // The pump.
+  operation_ptr admit(enum operation::kind kind);
+  operation_ptr begin(operation_ptr op, exchange dialogue);
+  template <typename Work>
+  void guarded(Work work);
+  void run(exchange_promise& p);
+  void finish(exchange_promise& p, enum operation::state outcome, failure_ptr error = nullptr);
+  bool read_replies();
+  bool advance_head();
+  bool grant_writers();
+  bool may_write() const;
+  bool pull();       // the head's next message into message_; false where bytes run out or an error has come
+  bool pull_rows();  // all DataRows at hand; true where something else follows
+  bool drain();      // to the head's ReadyForQuery; true once it is finished
+  bool next(wire::message& got);
+  bool asynchronous(const wire::message& got);
+  void parameter_status(const wire::message& got);
+  void server_error(exchange_promise& p, const wire::message& got);
+  void unasked(const wire::message& got);
+  std::shared_ptr<const server_message> fields_of(const wire::message& got) const;
+  void end_by_peer();
+  void fail_all(failure_ptr why);
+
+  settings settings_;
+  inbound_bytes inbound_;
+  outbound_bytes outbound_;
+  statement_cache cache_;
+  state state_ = state::fresh;
+  cancelling cancelling_ = cancelling::no;
+
+  std::deque<exchange_promise*> writing_;  // those that wait for the write turn, in order of arrival
+  exchange_promise* writer_ = nullptr;     // who has it
+  std::deque<exchange_promise*> replies_;  // those whose replies are due, in the order written
+  exchange_promise* running_ = nullptr;
+  std::deque<operation_ptr> unencoded_;
+  std::deque<operation_ptr> completed_;
+  std::size_t in_flight_ = 0;
+  wire::message message_;  // pulled for the head
+  operation_ptr closing_;  // the one Terminate that all closers share
+  bool computing_ = false;
+  bool may_compute_ = false;
+  bool eof_ = false;
+  bool authenticated_ = false;
+  std::shared_ptr<const server_message> fatal_;
+  failure_ptr why_ended_;
+
+  char transaction_status_ = '\0';
+  std::map<std::string, std::string, std::less<>> parameters_;
+  std::size_t parameter_bytes_ = 0;
+  std::optional<cancel_key> key_;
+  std::vector<notice> notices_;
+  std::uint64_t statements_named_ = 0;
+};
+
+struct session::write_turn_awaiter {
+  session& owner;
+  bool await_ready();
+  void await_suspend(std::coroutine_handle<> frame);
+  void await_resume();
+};
+
+struct session::reply_turn_awaiter {
+  session& owner;
+  bool await_ready() const;
+  void await_suspend(std::coroutine_handle<> frame);
+  void await_resume() const {}
+};
+
+struct session::message_awaiter {
+  session& owner;
+  bool await_ready();
+  void await_suspend(std::coroutine_handle<> frame);
+  wire::message await_resume() const;
+};
+
+struct session::rows_awaiter {
+  session& owner;
+  bool await_ready();
+  void await_suspend(std::coroutine_handle<> frame);
+  void await_resume() const;
+};
+
+struct session::wait_awaiter {
+  session& owner;
+  waiting what;
+  bool await_ready() const { return false; }
+  void await_suspend(std::coroutine_handle<> frame);
+  void await_resume() const {}
+};
+
+struct session::arguments_awaiter {
+  session& owner;
+  bool await_ready() const;
+  void await_suspend(std::coroutine_handle<> frame);
+  std::optional<std::string> await_resume() const;
+};
+
+}  // namespace pgpoll::core

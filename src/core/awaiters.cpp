@@ -46,7 +46,9 @@ void session::write_turn_awaiter::await_suspend(std::coroutine_handle<> frame) {
   owner.writing_.push_back(owner.running_);
 }
 void session::write_turn_awaiter::await_resume() {
-  owner.running_->first_byte = owner.outbound_.written_total();
+  auto& p = *owner.running_;
+  p.first_byte = owner.outbound_.written_total();
+  p.op->written = true;  // it can't be taken back; finish() knows whether it really left
 }
 
 bool session::reply_turn_awaiter::await_ready() const {

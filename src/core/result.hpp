@@ -122,9 +122,9 @@ struct operation {
 
   kind kind = kind::execute;
   state state = state::pending;
-  bool written = false;                  // known once done: a byte of it had left, so it is not safe to retry
-  bool abandoned = false;                // nobody waits any more
-  statement_ptr statement;               // execute and prepare: the description
+  bool written = false;     // pending: it can't be taken back. Done: a byte of it had left, it is not safe to retry
+  bool abandoned = false;   // nobody waits any more
+  statement_ptr statement;  // execute and prepare: the description
   std::vector<raw_result> results;       // execute: one; script: one a statement
   failure_ptr error;                     // where failed
   void* owner = nullptr;                 // the face's handle; the core never looks at it

@@ -1,0 +1,77 @@
+// One session on one socket: everything that poll() of design.md's section 1 promises, without messages, clocks,
+// threads or name lookups.
+//
+//   client one(settings, addresses);
+//   auto op = one.session().start_connect();
+//   one.start();
+//   while (!op->done()) { int wanted = one.poll(); ...wait for one.fileno() as `wanted` says... }
+//
+// poll() sends what is outbound, receives until a short read or the byte budget, pumps after each recv, and sends
+// again; it never blocks. Readiness must be level-triggered: what a poll() left in the socket makes it readable still.
+//
+// Descriptors: poll() never closes one that was open when it began, so a caller may keep it registered; while
+// connecting, the old one is closed by the poll() after the one that changed it, and a new one always has a new number.
+// After a loss the descriptor stays open until close_fd().
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/session.hpp"
+#include "net/socket.hpp"
+
+namespace pgpoll::net {
+
+struct address {
+  std::string host;     // as the user wrote it; for messages
+  std::string literal;  // an IP literal, the absolute path of a Unix socket, or '@' and an abstract one's name
+  std::uint16_t port = 0;
+};
+
+enum flags : int { wait_read = 1, wait_write = 2, ready = 4, idle = 8, closed = 16 };
+
+class client {
+ public:
+  client(core::settings options, std::vector<address> addresses);
+  client(const client&) = delete;
+  client& operator=(const client&) = delete;
+
+  core::session& session() { return session_; }
+  const core::session& session() const { return session_; }
+
+  void start() { started_ = true; }  // the next poll() begins to connect: the addresses in turn
+  int poll();
+  int flush();        // sends what it can and reads nothing: wait_write or 0. What fails is told by the next poll().
+  int flags() const;  // what the last poll() returned, or would return after requests have been started since
+
+  // Ends everything now: Terminate leaves if it can without blocking, every operation ends, whoever watches the
+  // descriptor wakes. It stays open until close_fd().
+  void terminate();
+  void close_fd();
+
+  int fileno() const { return socket_.fd(); }  // -1 without a socket
+  const address* peer() const;                 // the one in use; null without a socket
+
+ private:
+  enum class attempt { connected, in_progress, failed };
+
+  void connect();
+  attempt connect_to(const address& where, std::string& why);
+  void send();
+  void receive();
+  void lose(int error);
+
+  core::session session_;
+  std::vector<address> addresses_;
+  std::size_t current_ = 0;  // the address in use or tried
+  std::string reasons_;      // why those before it failed
+  socket socket_;
+  socket retired_;           // the one before, for the caller to unregister
+  bool started_ = false;
+  bool connected_ = false;
+  bool nothing_expected_ = true;  // nothing was in flight when the last poll() ended, and nothing was sent since
+  int send_error_ = 0;             // what the server said before it is read first
+};
+
+}  // namespace pgpoll::net

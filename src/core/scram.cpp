@@ -11,8 +11,8 @@
 namespace pgpoll::core {
 namespace {
 
-constexpr std::size_t max_nonce = 1024;  // characters; PostgreSQL's have 24
-constexpr std::size_t max_salt = 1024;   // bytes; PostgreSQL's have 16
+constexpr std::size_t max_nonce = 1024;                        // characters; PostgreSQL's have 24
+constexpr std::size_t max_salt = 1024;                         // bytes; PostgreSQL's have 16
 constexpr std::string_view client_final_header = "c=biws,r=";  // biws: "n,,", no channel binding
 
 struct free_digest_context {
@@ -30,7 +30,9 @@ digest_context new_digest_context() {
   return context;
 }
 
-const unsigned char* bytes_of(std::string_view text) { return reinterpret_cast<const unsigned char*>(text.data()); }
+const unsigned char* bytes_of(std::string_view text) {
+  return reinterpret_cast<const unsigned char*>(text.data());
+}
 
 std::string base64(const unsigned char* data, std::size_t size) {
   std::string text(4 * ((size + 2) / 3) + 1, '\0');  // EVP_EncodeBlock ends with a NUL

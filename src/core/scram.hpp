@@ -54,7 +54,7 @@ class scram_client {
 
   std::string password_;
   std::uint32_t max_iterations_;
-  std::string nonce_;                // ours
+  std::string nonce_;  // ours
   std::string client_first_bare_;
   std::string server_first_;
   std::string combined_nonce_;

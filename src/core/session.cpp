@@ -288,7 +288,8 @@ void session::sent(std::size_t size) {
 bool session::wants_pump() const {
   if (state_ == state::ended) return false;
   if (computing_ || (writer_ != nullptr && writer_->answered)) return true;
-  return writer_ == nullptr && !writing_.empty() && may_write();
+  if (writer_ != nullptr) return false;
+  return (cancelling_ == cancelling::drain && replies_.empty()) || (!writing_.empty() && may_write());
 }
 
 bool session::read_replies() {

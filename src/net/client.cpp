@@ -13,8 +13,8 @@ constexpr std::string_view terminate_message("X\0\0\0\4", 5);
 
 std::string describe(const address& where) {
   if (where.literal.starts_with('/') || where.literal.starts_with('@')) return "socket \"" + where.literal + "\"";
-  std::string text = where.host.empty() || where.host == where.literal ? where.literal
-                                                                       : where.host + " (" + where.literal + ")";
+  std::string text =
+      where.host.empty() || where.host == where.literal ? where.literal : where.host + " (" + where.literal + ")";
   return text + " port " + std::to_string(where.port);
 }
 
@@ -58,6 +58,7 @@ int client::poll() {
 
 int client::flush() {
   if (!started_ || session_.ended()) return 0;
+  if (connected_ && session_.wants_pump()) session_.pump();
   if (connected_) send();
   return !connected_ || send_error_ != 0 || !session_.outbound().empty() ? wait_write : 0;
 }
@@ -90,7 +91,9 @@ void client::close_fd() {
   connected_ = false;
 }
 
-const address* client::peer() const { return socket_.is_open() ? &addresses_[current_] : nullptr; }
+const address* client::peer() const {
+  return socket_.is_open() ? &addresses_[current_] : nullptr;
+}
 
 // Goes on with the address at hand, and with those after it, until one is connected or in progress.
 void client::connect() {

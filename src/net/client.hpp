@@ -67,11 +67,11 @@ class client {
   std::size_t current_ = 0;  // the address in use or tried
   std::string reasons_;      // why those before it failed
   socket socket_;
-  socket retired_;           // the one before, for the caller to unregister
+  socket retired_;  // the one before, for the caller to unregister
   bool started_ = false;
   bool connected_ = false;
   bool nothing_expected_ = true;  // nothing was in flight when the last poll() ended, and nothing was sent since
-  int send_error_ = 0;             // what the server said before it is read first
+  int send_error_ = 0;            // what the server said before it is read first
 };
 
 }  // namespace pgpoll::net

@@ -94,7 +94,9 @@ std::optional<endpoint> make_endpoint(const std::string& literal, std::uint16_t 
   return std::nullopt;
 }
 
-std::string error_text(int error) { return std::system_category().message(error); }
+std::string error_text(int error) {
+  return std::system_category().message(error);
+}
 
 int socket::connect(const endpoint& where) {
   const int family = where.storage.ss_family;

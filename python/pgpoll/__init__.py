@@ -1,0 +1,97 @@
+"""pgpoll: a PostgreSQL driver with a nonblocking poll API.
+
+    import pgpoll
+
+    async with pgpoll.connect("postgresql://...") as conn:      # asyncio
+        total = await conn.fetchval("select $1::int4 + 1", 41)
+
+    with pgpoll.sync.connect("postgresql://...") as conn:       # blocking
+        rows = conn.fetch("select * from t where i = $1", 7)
+
+`pgpoll.core` is the poll API beneath both, `pgpoll.conninfo` reads DSNs, `pgpoll.errors` has an exception for every
+SQLSTATE. Importing pgpoll does not import asyncio: the asyncio face is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pgpoll import errors
+from pgpoll.errors import (
+    BusyError,
+    CommitUnknown,
+    ConnectionLost,
+    DatabaseError,
+    DataError,
+    Error,
+    IntegrityError,
+    InterfaceError,
+    InternalError,
+    NotSupportedError,
+    OperationalError,
+    ProgrammingError,
+    ProtocolError,
+    QueryTimeout,
+)
+
+if TYPE_CHECKING:
+    from pgpoll import conninfo, core, sync
+    from pgpoll._values import RawJson
+    from pgpoll.connection import Connection, Transaction, connect
+    from pgpoll.core import Column, Record, Result
+    from pgpoll.statement import Statement
+
+__all__ = [
+    "BusyError",
+    "Column",
+    "CommitUnknown",
+    "Connection",
+    "ConnectionLost",
+    "DataError",
+    "DatabaseError",
+    "Error",
+    "IntegrityError",
+    "InterfaceError",
+    "InternalError",
+    "NotSupportedError",
+    "OperationalError",
+    "ProgrammingError",
+    "ProtocolError",
+    "QueryTimeout",
+    "RawJson",
+    "Record",
+    "Result",
+    "Statement",
+    "Transaction",
+    "connect",
+    "conninfo",
+    "core",
+    "errors",
+    "sync",
+]
+
+_MODULES = frozenset(("conninfo", "core", "sync"))
+_HOMES = {
+    "Column": "core",
+    "Connection": "connection",
+    "RawJson": "_values",
+    "Record": "core",
+    "Result": "core",
+    "Statement": "statement",
+    "Transaction": "connection",
+    "connect": "connection",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"pgpoll.{name}")
+    if (home := _HOMES.get(name)) is None:
+        raise AttributeError(f"module 'pgpoll' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"pgpoll.{home}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,570 @@
+"""Who may use a connection now: the stack of live blocks, and the line of requests that wait for them.
+
+A transaction owns its connection while it lasts. This file decides who is inside, who waits, and in which order they
+go on; it knows neither asyncio nor threads, does no I/O and holds no handle of the connection.
+
+- `Blocks.stack` holds the live blocks, outermost first; each but the first is a savepoint. While it is empty everybody
+  may send, and nobody waits: the faces test its truth before anything else.
+- A request may go if the innermost block is OPEN and the request was made through that block's handle (`via`), or by
+  the task or thread that entered it (`who`), or in a context that carries it (`carried`). Everyone else stands in one
+  line. Whenever the stack changes, everyone in the line who may go now is started, in order and each in its own
+  context, before anyone is woken; a block among them becomes the innermost one and stops the rest.
+- A block leaves the stack when the reply to its end says so, by ReadyForQuery's status byte where it is the outermost.
+  Nothing depends on resetting a context: an ENDED block counts for nothing wherever it is still carried.
+- BEGIN, COMMIT and the like are watched here, not by the task that asked for them. Whoever waits for one may go away
+  (`give_up`): what was not sent is not sent; a block whose start had been sent, and one whose end was not, is DOOMED:
+  it stays on the stack without an owner and is rolled back in front of the line, again and at once.
+- A COMMIT that was sent goes on without its task; what it came to stays unknown to that task (CommitUnknown).
+
+The sync face holds its mutex, the asyncio face is in its loop's thread, whenever a method here is called.
+
+Sources: PostgreSQL manual, BEGIN, SAVEPOINT, ROLLBACK TO SAVEPOINT; "Message Flow" (ReadyForQuery).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import sys
+from contextvars import ContextVar
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from pgpoll import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextvars import Context
+
+    from pgpoll import core
+
+
+class State(enum.Enum):
+    """Where a block is in its life."""
+
+    NEW = "has not been started"
+    WAITING = "waits to be started"
+    STARTING = "is being started"
+    OPEN = "is open"
+    ENDING = "is being ended"
+    DOOMED = "is being rolled back"
+    ENDED = "has ended"
+
+
+NEW, WAITING, STARTING, OPEN, ENDING, DOOMED, ENDED = State
+
+COMMITTED = "committed"
+ROLLED_BACK = "rolled back"
+CLOSED = "closed: rolled back"
+LOST = "the connection was lost: rolled back"
+
+# All blocks that this context is inside of, of all connections, outermost first; ended ones may be among them.
+_carried: ContextVar[tuple[Block, ...]] = ContextVar("pgpoll_blocks", default=())
+carried = _carried.get
+
+
+class Block:
+    """One transaction, or savepoint, of one connection. Knows no connection, so a context that carries it pins none."""
+
+    __slots__ = ("begin", "options", "outcome", "owner", "owner_name", "savepoint", "state", "warned", "where")
+
+    def __init__(self, begin: str, where: str) -> None:
+        self.begin = begin
+        self.options = begin != "BEGIN"
+        self.where = where
+        self.state = NEW
+        self.outcome = ""  # how it ended, for messages
+        self.owner: object | None = None  # the task or thread that entered it
+        self.owner_name = ""
+        self.savepoint = ""  # its name; empty for the outermost
+        self.warned = False
+
+    def carry(self) -> None:
+        """Put it into the current context; what has ended is left out on this occasion."""
+        _carried.set((*(block for block in carried() if block.state is not ENDED), self))
+
+    def drop(self) -> None:
+        """Take it out of the current context where it is there; nothing depends on it."""
+        if self in (chain := carried()):
+            _carried.set(tuple(block for block in chain if block is not self and block.state is not ENDED))
+
+    def refusal(self) -> errors.InterfaceError:
+        """What a request through this block's handle gets where it can never go."""
+        outcome = f": {self.outcome}" if self.outcome else ""
+        return errors.InterfaceError(f"the transaction entered at {self.where} {self.state.value}{outcome}")
+
+
+class Turn:
+    """A request's place in the line. `wake` is called once, when it is decided: started (`operation`) or refused."""
+
+    __slots__ = ("carried", "context", "decided", "error", "operation", "since", "start", "via", "wake", "who")
+
+    def __init__(
+        self, start: Callable[[], core.Operation], via: Block | None, who: object, context: Context | None, since: float
+    ) -> None:
+        self.start = start
+        self.via = via
+        self.who = who
+        self.carried = carried() if context is not None else ()
+        self.context = context  # where `start` runs once it has waited; None: anywhere
+        self.since = since
+        self.operation: core.Operation | None = None
+        self.error: BaseException | None = None
+        self.decided = False
+        self.wake: Callable[[], None] = _nobody
+
+
+class Control(Turn):
+    """The start or the end of a block: decided when the server has answered. `tag` is the last command's then."""
+
+    __slots__ = ("block", "commit", "operations", "spoiled", "tag")
+
+    def __init__(
+        self,
+        block: Block,
+        via: Block | None,
+        who: object,
+        context: Context | None,
+        since: float,
+        *,
+        commit: bool = False,
+    ) -> None:
+        super().__init__(_unstartable, via, who, context, since)
+        self.block = block
+        self.commit = commit
+        self.spoiled = False  # a COMMIT was asked for, and the status forbade it
+        self.operations: tuple[core.Operation, ...] = ()
+        self.tag = ""
+
+    @property
+    def sent(self) -> bool:
+        """Whether a byte of it may have left."""
+        return any(operation.written for operation in self.operations)
+
+
+class Engine(Protocol):
+    """What a face does for its blocks."""
+
+    def watch(self, operation: core.Operation, done: Callable[[], None]) -> None:
+        """Sends `operation`, whoever else waits, and calls `done` once when it is done."""
+
+    def flush(self) -> None:
+        """Something was started: it is to leave."""
+
+    def abort(self, why: str) -> None:
+        """The connection can't go on: it ends now."""
+
+
+def _nobody() -> None:
+    pass
+
+
+def _unstartable() -> core.Operation:
+    raise AssertionError("a block is started by Blocks")
+
+
+def _outcome(operations: tuple[core.Operation, ...]) -> tuple[str, Exception | None]:
+    """The last one's tag, and the first one's error that has one."""
+    tag = ""
+    for operation in operations:
+        try:
+            tag = str(operation.result() or "")
+        except errors.Error as error:
+            return "", error.with_traceback(None)
+    return tag, None
+
+
+class Blocks:
+    """The stack and the line of one connection."""
+
+    def __init__(self, connection: core.Connection, engine: Engine) -> None:
+        self.stack: list[Block] = []
+        self.closing = False
+        self._core = connection
+        self._engine = engine
+        self._line: dict[Turn, None] = {}
+        self._busy: set[Block] = set()  # a command of theirs is on its way
+        self._serial = 0
+        self._settled: list[Turn] = []
+        self._advancing = False
+        self._again = False
+
+    # -- requests
+
+    def admits(self, via: Block | None, who: object, carried: tuple[Block, ...]) -> bool:
+        """Whether such a request may go now. Raises InterfaceError where it never may."""
+        if via is not None and via.state in (NEW, ENDED):
+            raise via.refusal()
+        if not self.stack:
+            return not self.closing and via is None
+        top = self.stack[-1]
+        return top.state is OPEN and (top is via or (who is not None and top.owner is who) or top in carried)
+
+    def inside(self, turn: Turn) -> Iterator[Block]:
+        """The live blocks that this request belongs to, outermost first."""
+        for block in self.stack:
+            if block is turn.via or (turn.who is not None and block.owner is turn.who) or block in turn.carried:
+                yield block
+
+    def check_cancel(self, turn: Turn) -> None:
+        """InterfaceError where what runs is part of a block that the maker of `turn` is not inside of."""
+        if self.stack and not any(self.inside(turn)):
+            where = self.stack[-1].where
+            raise errors.InterfaceError(
+                f"what runs is part of the transaction entered at {where}: use its handle's cancel()"
+            )
+
+    def line_up(self, turn: Turn) -> None:
+        """Let it wait for its turn. Raises InterfaceError where the connection takes no more."""
+        if self.closing and not any(self.inside(turn)):
+            raise errors.InterfaceError("the connection is closing")
+        self._line[turn] = None
+
+    @property
+    def waiting(self) -> int:
+        """How many wait in line."""
+        return len(self._line)
+
+    @property
+    def oldest(self) -> Turn | None:
+        """Who has waited longest."""
+        return next(iter(self._line), None)
+
+    def complaint(self, seconds: float) -> str | None:
+        """What to log when someone has waited so long; None where that was said already, or nobody is to blame."""
+        if not self.stack or not self._line or (top := self.stack[-1]).warned:
+            return None
+        top.warned = True
+        owner = f"owned by {top.owner_name}" if top.owner is not None else "without an owner"
+        return (
+            f"{len(self._line)} request(s) have waited up to {seconds:.0f} s for the transaction entered at "
+            f"{top.where}, {owner}, which {top.state.value}"
+        )
+
+    # -- starts and ends
+
+    def enter(self, control: Control, owner_name: str) -> None:
+        """Begin a block now, or line up for it."""
+        block = control.block
+        if block.state is not NEW:
+            raise errors.InterfaceError(f"the transaction entered at {block.where} {block.state.value}: make a new one")
+        block.owner, block.owner_name = control.who, owner_name
+        if self.admits(control.via, control.who, control.carried):
+            self._begin(control)
+            self._engine.flush()
+        else:
+            self.line_up(control)
+            block.state = WAITING
+
+    def leave(self, control: Control) -> None:
+        """End a block now, or line up behind the other tasks' blocks inside of it.
+
+        Raises InterfaceError, nothing changed, where it isn't open, or where that wait would be for oneself.
+        """
+        block = control.block
+        if block.state is ENDED and block.outcome == LOST:
+            raise _retryable(errors.ConnectionLost(f"the transaction entered at {block.where} has ended: {LOST}"))
+        if block.state is not OPEN:
+            raise block.refusal()
+        top = self.stack[-1]
+        if top is block:
+            self._finish(control)
+            self._engine.flush()
+        elif top.owner is not None and top.owner is control.who and top.state is OPEN:
+            raise errors.InterfaceError(f"the transaction entered at {top.where}, inside of this one, is still open")
+        else:
+            self._line[control] = None
+
+    def doom(self, block: Block) -> None:
+        """Roll it back without a task; what its owner opened inside of it goes with it."""
+        if block not in self.stack or block.state is ENDING:
+            return
+        owner = block.owner
+        for each in self.stack[self.stack.index(block) :]:
+            if each is block or (each.state is OPEN and owner is not None and each.owner is owner):
+                self._doom(each)
+        self._advance()
+
+    def give_up(self, turn: Turn) -> bool:
+        """Whoever waited for `turn` has gone away. True: a COMMIT was sent, and may or may not take effect."""
+        if turn in self._line:
+            del self._line[turn]
+            if isinstance(turn, Control):
+                if turn.block.state is WAITING:
+                    turn.block.state = ENDED
+                else:
+                    self._doom(turn.block)
+            self._advance()
+            return False
+        if not isinstance(turn, Control):
+            if turn.operation is not None:
+                turn.operation.abandon()
+            return False
+        block = turn.block
+        if turn.decided:  # and the news never reached its task
+            if block.state is OPEN and turn.error is None:
+                self.doom(block)
+            return turn.commit and turn.sent and turn.error is None
+        block.owner = None
+        if turn.sent:
+            if block.state is STARTING:
+                self._doom(block)
+            return turn.commit
+        if block.state is STARTING:
+            self._unsend(turn)
+            self._end(block, "never started")
+        elif turn.commit:
+            self._unsend(turn)
+            self._doom(block)
+        self._advance()
+        return False
+
+    def close(self, turn: Turn) -> None:
+        """Take no more strangers, and put `turn` at the line's end, as a stranger's."""
+        self.closing = True
+        self._line[turn] = None
+        self._advance()
+
+    def retire(self, turn: Turn) -> None:
+        """Roll back what the maker of `turn` is inside of: the connection is being closed by it."""
+        for block in tuple(self.inside(turn)):
+            if block.state is OPEN:
+                self._doom(block)
+                block.outcome = CLOSED
+        self._advance()
+
+    def lost(self, why: Callable[[], errors.Error]) -> None:
+        """The connection has ended: everyone in line is told, and no block is live any more."""
+        for block in self.stack:
+            block.state, block.outcome, block.owner = ENDED, block.outcome or LOST, None
+        self.stack.clear()
+        self._busy.clear()
+        line, self._line = self._line, {}
+        for turn in line:
+            if isinstance(turn, Control) and turn.block.state is WAITING:
+                turn.block.state = ENDED
+            turn.error, turn.decided = _retryable(why()), True
+        for turn in line:
+            turn.wake()
+
+    # -- within
+
+    def _begin(self, control: Control) -> None:
+        block = control.block
+        if not self.stack:
+            if self._core.transaction_status in ("T", "E") and not self._core.in_flight:
+                raise errors.InterfaceError("a transaction was begun by hand: end it first")
+            command = block.begin
+        elif block.options:
+            raise errors.InterfaceError(
+                "a transaction inside of another is a savepoint: it takes no isolation, readonly or deferrable"
+            )
+        else:
+            self._serial += 1
+            block.savepoint = f"pgpoll_{self._serial}"
+            command = f"SAVEPOINT {block.savepoint}"
+        self._send(control, command)
+        block.state = STARTING
+        self.stack.append(block)
+
+    def _finish(self, control: Control) -> None:
+        block = control.block
+        status = self._core.transaction_status
+        if status == "I" and not self._core.in_flight:
+            self._end(block, "ended by hand inside of its block")
+            if control.commit:
+                control.error = block.refusal()
+            control.decided = True
+            self._advance(control)
+            return
+        if control.commit and status == "E":
+            control.commit, control.spoiled = False, True
+        self._send(control, *_ending(block, commit=control.commit))
+        block.state = ENDING
+
+    def _send(self, control: Control, *commands: str) -> None:
+        control.operations = tuple(self._core.start_command(command) for command in commands)
+        self._busy.add(control.block)
+        control.operation = control.operations[-1]
+        self._engine.watch(control.operation, partial(self._answered, control))
+
+    def _unsend(self, control: Control) -> None:
+        for operation in control.operations:
+            operation.abandon()
+        control.decided = True
+        self._busy.discard(control.block)
+
+    def _answered(self, control: Control) -> None:
+        """The server has answered a start or an end, or never will."""
+        if control.decided:
+            return
+        control.tag, control.error = _outcome(control.operations)
+        control.decided = True
+        block, failed = control.block, control.error is not None
+        self._busy.discard(block)
+        if block.state is STARTING and not failed:
+            block.state = OPEN
+        elif block.state is STARTING:
+            self._gone_or_doomed(block, "could not be started", gone=bool(block.savepoint))
+        elif block.state is ENDING:
+            outcome = COMMITTED if control.commit and not failed and control.tag != "ROLLBACK" else ROLLED_BACK
+            # a savepoint that can't be rolled back to leaves its transaction in status E: nothing of it can last
+            self._gone_or_doomed(block, outcome, gone=bool(block.savepoint) and not (control.commit and failed))
+        self._advance(control)
+
+    def _gone_or_doomed(self, block: Block, outcome: str, *, gone: bool) -> None:
+        if gone or self._core.transaction_status == "I":
+            self._end(block, outcome)
+        else:
+            self._doom(block)
+
+    def _doom(self, block: Block) -> None:
+        block.state, block.owner = DOOMED, None
+
+    def _end(self, block: Block, outcome: str) -> None:
+        """It has left the server: it and all inside of it leave the stack."""
+        while block in self.stack:
+            each = self.stack.pop()
+            each.state, each.outcome, each.owner = ENDED, each.outcome or outcome, None
+
+    def _clean(self) -> None:
+        """Roll back the doomed blocks that are innermost, unless that is on its way."""
+        depth = len(self.stack)
+        while depth and self.stack[depth - 1].state is DOOMED:
+            depth -= 1
+        doomed = self.stack[depth:]
+        if not doomed or not self._busy.isdisjoint(self.stack):
+            return
+        if self._core.transaction_status == "I" and not self._core.in_flight:
+            self._end(doomed[0], ROLLED_BACK)
+            return
+        try:
+            operations = tuple(self._core.start_command(each) for each in _ending(doomed[0], commit=False))
+        except errors.InterfaceError:
+            return  # the connection has ended, or ends: lost() follows
+        self._busy.add(doomed[0])
+        self._engine.watch(operations[-1], partial(self._cleaned, doomed[0], operations))
+
+    def _cleaned(self, block: Block, operations: tuple[core.Operation, ...]) -> None:
+        self._busy.discard(block)
+        if block.state is not DOOMED:
+            return
+        _, error = _outcome(operations)
+        if block.savepoint or self._core.transaction_status == "I":
+            self._end(block, ROLLED_BACK)
+            self._advance()
+        else:
+            self._engine.abort(f"a transaction could not be rolled back: {error}")
+
+    def _advance(self, settled: Control | None = None) -> None:
+        """Start everyone who may go now, in order; then wake them, and last those whose control was settled."""
+        if settled is not None:
+            self._settled.append(settled)
+        self._again = True
+        if self._advancing:
+            return
+        self._advancing = True
+        started: list[Turn] = []
+        try:
+            while self._again:
+                self._again = False
+                self._clean()
+                self._run(started)
+        finally:
+            self._advancing = False
+            settling, self._settled = self._settled, []
+            self._engine.flush()
+            for turn in dict.fromkeys((*started, *settling)):
+                turn.wake()
+
+    def _run(self, started: list[Turn]) -> None:
+        for turn in tuple(self._line):
+            if turn not in self._line:
+                continue  # withdrawn by what a start ran
+            try:
+                if not self._may_go(turn):
+                    continue
+                del self._line[turn]
+                self._start(turn)
+            except BaseException as error:
+                self._line.pop(turn, None)
+                turn.decided = True
+                started.append(turn)
+                if not isinstance(error, Exception):
+                    turn.error = errors.InterfaceError("interrupted while it was started")
+                    raise
+                turn.error = error
+            else:
+                if turn.decided:
+                    started.append(turn)
+
+    def _may_go(self, turn: Turn) -> bool:
+        if isinstance(turn, Control) and turn.block.state is not WAITING:
+            if turn.block.state is not OPEN:
+                raise turn.block.refusal()
+            return self.stack[-1] is turn.block
+        if turn.via is None and not self.stack:
+            return True  # also while closing: it was accepted before
+        return self.admits(turn.via, turn.who, turn.carried)
+
+    def _start(self, turn: Turn) -> None:
+        if isinstance(turn, Control):
+            if turn.block.state is WAITING:
+                try:
+                    self._begin(turn)
+                except BaseException:
+                    turn.block.state = ENDED
+                    raise
+            else:
+                self._finish(turn)
+        else:
+            turn.operation = turn.context.run(turn.start) if turn.context is not None else turn.start()
+            turn.decided = True
+
+
+def _ending(block: Block, *, commit: bool) -> tuple[str, ...]:
+    if not block.savepoint:
+        return ("COMMIT",) if commit else ("ROLLBACK",)
+    release = f"RELEASE SAVEPOINT {block.savepoint}"
+    return (release,) if commit else (f"ROLLBACK TO SAVEPOINT {block.savepoint}", release)
+
+
+def _retryable(error: errors.Error) -> errors.Error:
+    error.safe_to_retry = True
+    return error
+
+
+# -- what transaction() takes
+
+_LEVELS = ("serializable", "repeatable read", "read committed", "read uncommitted")
+
+
+def begin_command(isolation: str | None, readonly: bool | None, deferrable: bool | None) -> str:
+    """The BEGIN of these options; InterfaceError where one is wrong."""
+    words = ["BEGIN"]
+    if isolation is not None:
+        level = " ".join(str(isolation).lower().replace("_", " ").split())
+        if level not in _LEVELS:
+            raise errors.InterfaceError(f"isolation {isolation!r} is not one of {', '.join(_LEVELS)}")
+        words.append(f"ISOLATION LEVEL {level.upper()}")
+    for name, value, yes, no in (
+        ("readonly", readonly, "READ ONLY", "READ WRITE"),
+        ("deferrable", deferrable, "DEFERRABLE", "NOT DEFERRABLE"),
+    ):
+        if value is not None:
+            if not isinstance(value, bool):
+                raise errors.InterfaceError(f"{name} must be True, False or None, not {value!r}")
+            words.append(yes if value else no)
+    return " ".join(words)
+
+
+def caller() -> str:
+    """file:line of the first frame outside of this package."""
+    with contextlib.suppress(ValueError):
+        depth = 2
+        while True:
+            frame = sys._getframe(depth)
+            if not frame.f_globals.get("__name__", "").startswith("pgpoll."):
+                return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            depth += 1
+    return "?"

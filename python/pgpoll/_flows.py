@@ -1,0 +1,109 @@
+"""The multi-step verbs, written once: generators that yield what they wait for, and are run by both faces.
+
+A flow yields a Lookup (getaddrinfo's answer comes back) or a Control (nothing comes back), or raises its error at the
+yield. Where the waiting ends early - the task is cancelled, a timeout runs out, Ctrl-C - the face throws that in there.
+
+    resolve       options with names -> options with addresses
+    start         BEGIN or SAVEPOINT
+    finish        COMMIT, ROLLBACK or RELEASE, and what became of it: nothing rolled back looks committed (D19), and a
+                  COMMIT without a reply is CommitUnknown (D20)
+    leave         the end of `with`: one of the above by how the body ended
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+
+from pgpoll import _blocks, conninfo, errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgpoll import core
+    from pgpoll._blocks import Block, Blocks, Control
+
+T = TypeVar("T")
+
+
+class Lookup(NamedTuple):
+    """Resolve this name: what getaddrinfo gives for stream sockets."""
+
+    host: str
+
+
+Step: TypeAlias = "Lookup | Control"
+Flow: TypeAlias = Generator[Step, Any, T]
+
+
+def resolve(options: conninfo.Options) -> Flow[conninfo.Options]:
+    """The options with every host name looked up. Raises OperationalError where no host has an address."""
+    found: dict[str, Any] = {}
+    for name in conninfo.unresolved(options):
+        try:
+            found[name] = yield Lookup(name)
+        except (OSError, UnicodeError) as error:
+            found[name] = error
+    return conninfo.with_addresses(options, found) if found else options
+
+
+def start(blocks: Blocks, control: Control, owner_name: str) -> Flow[None]:
+    """Begin the block. Leaves no trace where it fails: what had been sent is rolled back in front of all others."""
+    blocks.enter(control, owner_name)
+    try:
+        yield control
+    except BaseException as error:
+        if error is not control.error:
+            blocks.give_up(control)
+        raise
+
+
+def finish(blocks: Blocks, control: Control, connection: core.Connection) -> Flow[None]:
+    """End the block as `control` says. Raises what makes a COMMIT something else."""
+    commit = control.commit
+    blocks.leave(control)
+    try:
+        yield control
+    except BaseException as error:
+        if error is control.error:
+            if control.commit and control.sent and connection.closed:
+                raise _unknown("the connection was lost before COMMIT was answered") from error
+            raise
+        if blocks.give_up(control):
+            unknown = _unknown("the wait for COMMIT's answer was given up")
+            if isinstance(error, errors.QueryTimeout):
+                raise unknown from error
+            error.__cause__ = unknown
+        raise
+    if control.spoiled or (commit and control.tag == "ROLLBACK"):
+        what = "to its savepoint" if control.block.savepoint else "as a whole"
+        raise errors.InFailedSqlTransaction(
+            f"the transaction entered at {control.block.where} had failed: rolled back {what}, not committed"
+        )
+
+
+def leave(blocks: Blocks, block: Block, raised: Exception | None, end: Callable[[bool], Flow[None]]) -> Flow[None]:
+    """The end of a `with` block whose body raised `raised`, or nothing; `end(commit)` is the flow that ends it.
+
+    What the body raised is never replaced: a rollback that fails is noted on it. Where the body raised what is no
+    Exception (the task is cancelled, a generator closed, Ctrl-C) the faces do not come here: they doom the block, and
+    the driver rolls it back without the task.
+    """
+    if raised is None:
+        if block.state is _blocks.ENDED and block.outcome in (_blocks.COMMITTED, _blocks.ROLLED_BACK):
+            return  # ended by hand
+        try:
+            yield from end(True)
+        finally:
+            blocks.doom(block)  # where it could not even be tried
+    elif block.state is _blocks.OPEN:
+        try:
+            yield from end(False)
+        except errors.Error as error:
+            blocks.doom(block)
+            if not isinstance(error, errors.ConnectionLost):
+                raised.add_note(f"(the rollback failed as well: {error})")
+
+
+def _unknown(why: str) -> errors.CommitUnknown:
+    return errors.CommitUnknown(f"{why}: the transaction may be committed or not")

@@ -1,0 +1,469 @@
+"""One connection on an asyncio loop: the only importer of asyncio.
+
+A Driver owns the socket's registration, the deadlines, the CancelRequest in progress and the blocks. The loop holds the
+driver, and the driver never holds a handle: so a handle that nobody holds any more is noticed.
+
+- The reader is added once per descriptor and stays; the writer only while bytes wait for the socket. Both run in an
+  empty context. core.Connection calls `_changed` when what the loop should watch has changed, when the connection has
+  ended, or when an abandoned request is to be cancelled at the server.
+- poll() never closes a descriptor that may be registered, so a new socket has a new number; the old registration is
+  removed here before the next poll().
+- A CancelRequest has a socket of its own, and 2 s: then the connection is ended, for nobody knows any more what the
+  server will interrupt.
+- `close` has 5 s, whatever the server does; `terminate` none.
+
+Everything runs in the loop's thread, but for `terminate` and `doom`, which find their way to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+from asyncio import CancelledError, current_task
+from contextvars import Context, copy_context
+from functools import partial
+from socket import SOCK_STREAM
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pgpoll import conninfo, core, errors
+from pgpoll._blocks import Block, Blocks, Control, Turn, carried
+from pgpoll._flows import Flow, Lookup, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+CANCEL_SECONDS = 2.0
+CLOSE_SECONDS = 5.0
+PATIENCE_SECONDS = 5.0
+
+_log = logging.getLogger("pgpoll")
+_PyTask: Any = getattr(asyncio.tasks, "_PyTask", asyncio.Task)
+_TASK_TYPES = tuple({asyncio.Task, _PyTask})
+_EMPTY = Context()
+
+
+class Driver:
+    """What drives one core.Connection on one loop."""
+
+    def __init__(self, options: object) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.core = core.Connection(options, pipeline=True)
+        self.blocks = Blocks(self.core, self)
+        self._thread = threading.get_ident()
+        self._pid = os.getpid()
+        self._socket = _Registration(self.loop, self.core._on_readable, self.core._on_writable)
+        self._cancel: _CancelRequest | None = None
+        self._closed: asyncio.Future[None] | None = None  # of close(): done when the connection has ended
+        self._deadline: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle | None = None
+        self._why = "the connection is closed"
+        self._over = False
+        self.core._attach(
+            self.loop,
+            self.loop.call_soon,
+            current_task,
+            asyncio.get_running_loop,
+            _TASK_TYPES,
+            self._changed,
+            CancelledError,
+        )
+
+    async def start(self) -> None:
+        """Start-up. Leaves nothing open where it fails."""
+        try:
+            waiter = self.core._waiter(self.core.start_connect())
+            self.core._on_writable()
+            await waiter
+        except BaseException:
+            self.terminate()
+            raise
+
+    @property
+    def ours(self) -> bool:
+        """False in the child of a fork: the socket is the parent's."""
+        return os.getpid() == self._pid
+
+    # -- requests
+
+    def check_loop(self) -> None:
+        """InterfaceError where the running loop is not the connection's."""
+        if (running := asyncio.get_running_loop()) is not self.loop:
+            raise errors.InterfaceError(f"the connection belongs to {self.loop!r}, not to the running loop {running!r}")
+
+    async def request(self, start: Callable[[], core.Operation], via: Block | None, timeout: float | None) -> Any:
+        """The result of the operation that `start` starts, when it is this request's turn."""
+        self.check_loop()
+        if self.blocks.admits(via, current_task(), carried()):
+            waiter = self.core._waiter(start())
+            self.core._flush_soon()
+            if timeout is None:
+                return await waiter
+            return await self._until(waiter, _Expiry(self, timeout, waiter))
+        turn = self.turn(start, via)
+        woken = self.loop.create_future()
+        turn.wake = partial(self._started, turn, woken)
+        self.blocks.line_up(turn)
+        self._be_patient()
+        expiry = _Expiry(self, timeout, woken) if timeout is not None else None
+        try:
+            waiter = await woken
+        except BaseException as error:
+            if error is not turn.error:
+                self.blocks.give_up(turn)
+            if expiry is not None:
+                expiry.cancel()
+            raise
+        if expiry is None:
+            return await waiter
+        expiry.awaited = waiter
+        return await self._until(waiter, expiry)
+
+    async def run(self, flow: Flow[T], timeout: float | None = None) -> T:
+        """Run a flow to its end, in at most so many seconds; None has no limit."""
+        self.check_loop()
+        expiry = _Expiry(self, timeout) if timeout is not None else None
+        try:
+            return await run(flow, self, expiry)
+        finally:
+            if expiry is not None:
+                expiry.cancel()
+
+    def turn(self, start: Callable[[], core.Operation], via: Block | None) -> Turn:
+        """A request's place in the line, as the current task's."""
+        return Turn(start, via, current_task(), copy_context(), self.loop.time())
+
+    def control(self, block: Block, via: Block | None, *, commit: bool = False) -> Control:
+        """A block's start or end, as the current task's."""
+        return Control(block, via, current_task(), copy_context(), self.loop.time(), commit=commit)
+
+    @staticmethod
+    def task_name() -> str:
+        """What the current task is called in messages."""
+        task = current_task()
+        return f"task {task.get_name()!r}" if task is not None else "no task"
+
+    def doom(self, block: Block) -> None:
+        """Roll a block back without a task, from wherever its end was noticed."""
+        if self._over or self.loop.is_closed() or not self.ours:
+            return
+        if threading.get_ident() == self._thread and asyncio._get_running_loop() is self.loop:
+            self.blocks.doom(block)
+        else:
+            with contextlib.suppress(RuntimeError):  # closed meanwhile
+                self.loop.call_soon_threadsafe(self.blocks.doom, block, context=_EMPTY.copy())
+
+    def inside(self, via: Block | None) -> bool:
+        """Whether a request may go now; see Blocks.admits."""
+        return self.blocks.admits(via, current_task(), carried())
+
+    async def settled(self, control: Control, expiry: _Expiry | None) -> None:
+        """Waits until a block's start or end is decided. Cancelling this cancels nothing else."""
+        if not control.decided:
+            woken = self.loop.create_future()
+            control.wake = partial(_set, woken)
+            if expiry is not None:
+                expiry.awaited = woken
+            if control.operation is None:
+                self._be_patient()
+            await woken
+        if control.error is not None:
+            raise control.error
+
+    def _started(self, turn: Turn, woken: asyncio.Future[Any]) -> None:
+        if woken.done():
+            return
+        if turn.error is not None:
+            woken.set_exception(turn.error)
+        elif turn.operation is not None:
+            woken.set_result(self.core._waiter(turn.operation))
+
+    @staticmethod
+    async def _until(waiter: core.Waiter, expiry: _Expiry) -> Any:
+        try:
+            return await waiter
+        finally:
+            expiry.cancel()
+
+    def _be_patient(self) -> None:
+        if self._patience is None:
+            self._patience = self.loop.call_later(PATIENCE_SECONDS, self._complain)
+
+    def _complain(self) -> None:
+        self._patience = None
+        if (oldest := self.blocks.oldest) is None:
+            return
+        waited = self.loop.time() - oldest.since
+        if waited < PATIENCE_SECONDS:
+            self._patience = self.loop.call_later(PATIENCE_SECONDS - waited, self._complain)
+            return
+        if (complaint := self.blocks.complaint(waited)) is not None:
+            _log.warning(complaint)
+        self._be_patient()
+
+    # -- what the blocks need
+
+    def watch(self, operation: core.Operation, done: Callable[[], None]) -> None:
+        """See _blocks.Engine."""
+        if operation.done():
+            self.loop.call_soon(done, context=_EMPTY.copy())
+            return
+        self.core._waiter(operation).add_done_callback(lambda _: done(), context=_EMPTY.copy())
+        self.core._flush_soon()
+
+    def flush(self) -> None:
+        """See _blocks.Engine."""
+        if not self._over:
+            self.core._flush_soon()
+
+    def abort(self, why: str) -> None:
+        """See _blocks.Engine."""
+        self._why = why
+        self.terminate()
+
+    # -- the socket
+
+    def _changed(self, flags: int) -> None:
+        if flags & core.CLOSED:
+            self._end()
+            return
+        self._socket.watch(self.core.fileno(), flags)
+        if self._cancel is None and self.core.cancel_wanted() == core.NOW:
+            self._start_cancel()
+
+    def _end(self) -> None:
+        """The connection has ended: nothing of it stays in the loop, and everyone in line is told."""
+        if self._over:
+            return
+        self._over = True
+        self._socket.forget()
+        self.core.close_fd()
+        for timer in (self._deadline, self._patience):
+            if timer is not None:
+                timer.cancel()
+        self._deadline = self._patience = None
+        if not self.loop.is_closed():
+            self.blocks.lost(lambda: errors.ConnectionLost(self._why))
+            if self._closed is not None and not self._closed.done():
+                self._closed.set_result(None)
+
+    # -- cancelling
+
+    async def cancel(self, via: Block | None) -> None:
+        """Cancel the running request at the server; returns when the CancelRequest's socket has reached its end."""
+        self.check_loop()
+        self.blocks.check_cancel(self.turn(_never, via))
+        if self.core.closed:
+            raise errors.InterfaceError("the connection is closed")
+        if self._cancel is None and self.core.in_flight:
+            self._start_cancel()
+        if self._cancel is not None:
+            await asyncio.shield(self._cancel.ended)
+
+    def _start_cancel(self) -> None:
+        request = _CancelRequest(self)
+        if not request.ended.done():
+            self._cancel = request
+
+    def cancel_ended(self, *, in_time: bool) -> None:
+        """The CancelRequest's socket has reached its end, or its time is up."""
+        self._cancel = None
+        if not in_time and not self._over:
+            self.abort(f"a CancelRequest was not answered within {CANCEL_SECONDS:g} s")
+
+    # -- ends
+
+    async def close(self, via: Block | None) -> None:
+        """Serve what was accepted, then end the connection; whatever happens, within CLOSE_SECONDS."""
+        if self.core.closed:
+            self._end()
+            return
+        self.check_loop()
+        turn = self.turn(self.core.start_close, via)
+        self.blocks.retire(turn)
+        if self._closed is None:
+            self._closed = self.loop.create_future()
+            self._deadline = self.loop.call_later(CLOSE_SECONDS, self.terminate)
+            last = Turn(self.core.start_close, None, None, None, self.loop.time())
+            self.blocks.close(last)
+        await asyncio.shield(self._closed)
+
+    async def leave(self) -> None:
+        """End the connection now, the running request at the server as well: the way out by an exception."""
+        if self.core.closed or self.loop.is_closed() or asyncio.get_running_loop() is not self.loop:
+            self.terminate()
+            return
+        if self.core.in_flight and self._cancel is None:
+            self._start_cancel()
+        ended = self._cancel.ended if self._cancel is not None else None
+        self.terminate()
+        if ended is not None:
+            await asyncio.shield(ended)
+
+    def terminate(self) -> None:
+        """End the connection now, from any thread; in the child of a fork, only this process's part of it."""
+        if not self.ours:
+            self.core.close_fd()
+            return
+        if self.loop.is_closed() or not self.loop.is_running() or threading.get_ident() == self._thread:
+            self.core.terminate()  # tells who waits, and _changed()
+            self._end()
+        else:
+            with contextlib.suppress(RuntimeError):  # closed meanwhile
+                self.loop.call_soon_threadsafe(self.terminate, context=_EMPTY.copy())
+
+
+class _Registration:
+    """What a loop watches one socket for; its callbacks run in an empty context."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, readable: Callable[[], None], writable: Callable[[], None]
+    ) -> None:
+        self._loop = loop
+        self._readable = readable
+        self._writable = writable
+        self._fd = -1
+        self._writing = False
+
+    def watch(self, fd: int, flags: int) -> None:
+        """Watch `fd` (-1: none) for reading, and as long as `flags` say so for writing."""
+        if fd != self._fd:
+            self.forget()
+            if fd >= 0:
+                _EMPTY.copy().run(self._loop.add_reader, fd, self._readable)
+                self._fd = fd
+        writing = bool(flags & core.WAIT_WRITE) and fd >= 0
+        if writing and not self._writing:
+            _EMPTY.copy().run(self._loop.add_writer, fd, self._writable)
+        elif self._writing and not writing:
+            self._loop.remove_writer(fd)
+        self._writing = writing
+
+    def forget(self) -> None:
+        """Watch nothing any more."""
+        if self._fd >= 0 and not self._loop.is_closed():
+            self._loop.remove_reader(self._fd)
+            if self._writing:
+                self._loop.remove_writer(self._fd)
+        self._fd, self._writing = -1, False
+
+
+class _CancelRequest:
+    """A CancelRequest on its way. `ended` is done when its socket has reached its end, or its time is up."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.ended: asyncio.Future[None] = driver.loop.create_future()
+        self._driver = driver
+        self._cancel = driver.core.start_cancel()
+        self._socket = _Registration(driver.loop, self._poll, self._poll)
+        self._timer = driver.loop.call_later(CANCEL_SECONDS, self._finish)
+        self._poll()
+
+    def _poll(self) -> None:
+        flags = self._cancel.poll()
+        if self._cancel.done():
+            self._finish()
+        else:
+            self._socket.watch(self._cancel.fileno(), flags)
+
+    def _finish(self) -> None:
+        self._timer.cancel()
+        self._socket.forget()
+        in_time = self._cancel.done()
+        self._cancel.close_fd()
+        if not self.ended.done():
+            self.ended.set_result(None)
+        self._driver.cancel_ended(in_time=in_time)
+
+
+class _Expiry:
+    """The timeout of one request. It ends the wait for `awaited`, which may be replaced while it runs."""
+
+    def __init__(
+        self, driver: Driver, seconds: float, awaited: core.Waiter | asyncio.Future[Any] | None = None
+    ) -> None:
+        self.awaited = awaited
+        self._driver = driver
+        self._seconds = seconds
+        self._timer = driver.loop.call_later(seconds, self._expire)
+
+    def cancel(self) -> None:
+        """It is not needed any more."""
+        self._timer.cancel()
+
+    def _expire(self) -> None:
+        awaited = self.awaited
+        if awaited is None or awaited.done():
+            return
+        if not self._driver.core.closed:
+            self._driver.core._on_readable()  # the reply may be there already
+            if awaited.done():
+                return
+        error = _timed_out("the request", self._seconds)
+        if isinstance(awaited, core.Waiter):
+            awaited.expire(error)
+        else:
+            awaited.set_exception(error)
+
+
+async def connect(dsn: str | None, params: dict[str, Any]) -> Driver:
+    """A Driver whose connection is ready, in `connect_timeout` seconds."""
+    options = conninfo.parse(dsn, **params)
+    seconds = options.connect_timeout
+    if seconds is None:
+        return await _connect(options)
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await _connect(options)
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        timed_out = _timed_out("connecting", seconds)
+        timed_out.safe_to_retry = True
+        raise timed_out from error
+
+
+async def _connect(options: conninfo.Options) -> Driver:
+    driver = Driver(await run(resolve(options)))
+    await driver.start()
+    return driver
+
+
+async def run(flow: Flow[T], driver: Driver | None = None, expiry: _Expiry | None = None) -> T:
+    """Run a flow to its end. One that only looks up names needs no driver."""
+    try:
+        step = next(flow)
+        while True:
+            try:
+                answer = await _take(step, driver, expiry)
+            except BaseException as error:  # noqa: BLE001 - the flow's to judge
+                step = flow.throw(error)
+            else:
+                step = flow.send(answer)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+async def _take(step: Lookup | Control, driver: Driver | None, expiry: _Expiry | None) -> Any:
+    if isinstance(step, Lookup):
+        return await asyncio.get_running_loop().getaddrinfo(step.host, None, type=SOCK_STREAM)
+    assert driver is not None
+    return await driver.settled(step, expiry)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _never() -> core.Operation:
+    raise AssertionError
+
+
+def _timed_out(what: str, seconds: float) -> errors.QueryTimeout:
+    return errors.QueryTimeout(f"{what} took longer than {seconds:g} s")

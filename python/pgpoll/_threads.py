@@ -1,0 +1,385 @@
+"""One connection for blocking callers: what _loop.py is for a loop, without asyncio.
+
+A verb holds the connection's mutex while it drives, in slices of SLICE_SECONDS with the GIL free, and gives it back
+while it waits for another thread's block. Each verb first finishes what an interrupted one has left: the CancelRequest
+under way, and the ends of blocks (`watch`). `cancel` and `terminate` never take the mutex.
+
+When a wait ends early (Ctrl-C, a timeout, whatever a signal handler raises) its request is abandoned; where it runs at
+the server, a CancelRequest is driven to its end there and then, for INTERRUPT_SECONDS at most.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import threading
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pgpoll import core, errors
+from pgpoll._blocks import Block, Blocks, Control, Turn
+from pgpoll._flows import Flow, Lookup, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgpoll import conninfo
+
+T = TypeVar("T")
+
+SLICE_SECONDS = 0.1
+INTERRUPT_SECONDS = 1.0
+CANCEL_SECONDS = 2.0
+CLOSE_SECONDS = 5.0
+PATIENCE_SECONDS = 5.0
+
+_log = logging.getLogger("pgpoll")
+
+
+class Driver:
+    """What drives one core.Connection for blocking callers. But for `cancel` and `terminate`, under its mutex."""
+
+    def __init__(self, options: conninfo.Options) -> None:
+        self.core = core.Connection(options, pipeline=True)
+        self.blocks = Blocks(self.core, self)
+        self.mutex = threading.RLock()
+        self._changed = threading.Condition(self.mutex)
+        self._watched: list[tuple[core.Operation, Callable[[], None]]] = []
+        self._cancel: tuple[core.Cancel, float] | None = None  # under way, and when its time is up
+        self._driving = False
+        self._close: core.Operation | None = None
+        self._why = "closed"
+        self._pid = os.getpid()
+
+    @property
+    def ours(self) -> bool:
+        """False in the child of a fork: the socket is the parent's."""
+        return os.getpid() == self._pid
+
+    # -- requests
+
+    def execute(self, sql: Any, args: tuple[Any, ...]) -> Any:
+        """As `request`, of an execute without a timeout: nothing to wait for but the server, as a rule."""
+        with self.mutex:
+            if not (self.blocks.stack or self._watched or self._cancel or self._driving):
+                operation = self.core.start_execute(sql, args)
+                self._driving = True
+                try:
+                    while not self.core.wait(operation, SLICE_SECONDS):
+                        pass
+                    self._driving = False
+                    return operation.result()
+                except BaseException:
+                    self._driving = False
+                    if not operation.done():
+                        self._interrupt(operation)
+                    self._settle()
+                    raise
+        return self.request(partial(self.core.start_execute, sql, args), None, None)
+
+    def request(self, begin: Callable[[], core.Operation], via: Block | None, timeout: float | None) -> Any:
+        """The result of the operation that `begin` starts, when it is this request's turn."""
+        deadline = None if timeout is None else monotonic() + timeout
+        with _Held(self, deadline, timeout):
+            operation = None
+            try:
+                self._catch_up(deadline, timeout)
+                if self.blocks.admits(via, threading.current_thread(), ()):
+                    operation = begin()
+                else:
+                    operation = self._wait_for_turn(begin, via, deadline, timeout)
+                self._drive(operation, deadline, timeout)
+            except BaseException:
+                if operation is not None and not operation.done():
+                    self._interrupt(operation)
+                raise
+            finally:
+                self._settle()
+            return operation.result()
+
+    def run(self, flow: Flow[T], timeout: float | None = None) -> T:
+        """Run a flow to its end, in at most so many seconds; None has no limit."""
+        deadline = None if timeout is None else monotonic() + timeout
+        with _Held(self, deadline, timeout):
+            try:
+                self._catch_up(deadline, timeout)
+                step = next(flow)
+                while True:
+                    try:
+                        self._wait_for_control(step, deadline, timeout)
+                    except BaseException as error:  # noqa: BLE001 - the flow's to judge
+                        step = flow.throw(error)
+                    else:
+                        step = flow.send(None)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            finally:
+                self._settle()
+
+    def control(self, block: Block, via: Block | None, *, commit: bool = False) -> Control:
+        """A block's start or end, as the current thread's."""
+        return Control(block, via, threading.current_thread(), None, monotonic(), commit=commit)
+
+    def _wait_for_turn(
+        self, begin: Callable[[], core.Operation], via: Block | None, deadline: float | None, timeout: float | None
+    ) -> core.Operation:
+        turn = Turn(begin, via, threading.current_thread(), None, monotonic())
+        turn.wake = self._changed.notify_all
+        self.blocks.line_up(turn)
+        try:
+            while not turn.decided:
+                self._wait(turn, None, deadline, timeout)
+        except BaseException:
+            self.blocks.give_up(turn)
+            raise
+        if turn.error is not None:
+            raise turn.error
+        assert turn.operation is not None
+        return turn.operation
+
+    def _wait_for_control(self, step: Lookup | Control, deadline: float | None, timeout: float | None) -> None:
+        assert isinstance(step, Control)
+        step.wake = self._changed.notify_all
+        while not step.decided:
+            self._wait(step, step.operation, deadline, timeout)
+        if step.error is not None:
+            raise step.error
+
+    def _wait(
+        self, turn: Turn, operation: core.Operation | None, deadline: float | None, timeout: float | None
+    ) -> None:
+        """One slice of waiting: for `operation`, else for what the blocks are about, else for another thread."""
+        self._settle()
+        if turn.decided:
+            return
+        left = _left(deadline, timeout)
+        if operation is None:
+            operation = next((each for each, _ in self._watched), None)
+        if operation is not None:
+            self._wait_in_core(operation, left)
+            self._settle()
+            return
+        waited = monotonic() - turn.since
+        if waited > PATIENCE_SECONDS and (complaint := self.blocks.complaint(waited)) is not None:
+            _log.warning(complaint)
+        self._changed.wait(left)
+
+    def _drive(self, operation: core.Operation, deadline: float | None, timeout: float | None) -> None:
+        while not operation.done():
+            self._wait_in_core(operation, _left(deadline, timeout))
+
+    def _wait_in_core(self, operation: core.Operation, seconds: float) -> None:
+        self._driving = True
+        try:
+            self.core.wait(operation, seconds)
+        finally:
+            self._driving = False
+
+    # -- what the blocks need
+
+    def watch(self, operation: core.Operation, done: Callable[[], None]) -> None:
+        """See _blocks.Engine. Whoever holds the mutex drives it; at the latest the next verb."""
+        self._watched.append((operation, done))
+
+    def flush(self) -> None:
+        """See _blocks.Engine: a verb that drives sends as well."""
+
+    def abort(self, why: str) -> None:
+        """See _blocks.Engine."""
+        self._why = why
+        self.terminate()
+
+    def _settle(self) -> None:
+        """Tell the blocks what is done, and everyone where the connection has ended."""
+        finished = [each for each in self._watched if each[0].done()]
+        if finished:
+            self._watched = [each for each in self._watched if not each[0].done()]
+            for _, done in finished:
+                done()
+        if self.core.closed:
+            self._drop_cancel()
+            self.core.close_fd()
+            self._watched.clear()
+            self.blocks.lost(lambda: errors.ConnectionLost(self._why))
+            self._changed.notify_all()
+
+    # -- cancelling
+
+    def cancel(self, via: Block | None) -> None:
+        """Cancel the running request at the server; returns when the CancelRequest's socket has reached its end."""
+        self.blocks.check_cancel(Turn(self.core.start_close, via, threading.current_thread(), None, 0.0))
+        if self.core.closed:
+            raise errors.InterfaceError("the connection is closed")
+        if not self.core.in_flight or self._cancel is not None:
+            return
+        request = self.core.start_cancel()
+        self._cancel = request, monotonic() + CANCEL_SECONDS
+        self._finish_cancel(CANCEL_SECONDS)
+
+    def _interrupt(self, operation: core.Operation) -> None:
+        """Who waited goes away: its answer is read by the next verb, and its query is cancelled at the server."""
+        operation.abandon()
+        if self._cancel is None and not self.core.closed and self.core.cancel_wanted() == core.NOW:
+            self._cancel = self.core.start_cancel(), monotonic() + CANCEL_SECONDS
+            try:
+                self._finish_cancel(INTERRUPT_SECONDS)
+            except KeyboardInterrupt:
+                return  # the second one: the first is raised, and the next verb goes on with this
+
+    def _finish_cancel(self, seconds: float) -> None:
+        """Drive the CancelRequest under way to its end, for at most so long; when its own time is up all is over."""
+        if (under_way := self._cancel) is None:
+            return
+        request, expires = under_way
+        until = min(monotonic() + seconds, expires)
+        while True:
+            flags = request.poll()
+            if request.done():
+                break
+            if (left := until - monotonic()) <= 0:
+                if until < expires:
+                    return
+                break
+            poller = select.poll()
+            poller.register(request.fileno(), select.POLLIN | (select.POLLOUT if flags & core.WAIT_WRITE else 0))
+            poller.poll(min(left, SLICE_SECONDS) * 1000)
+        in_time = request.done()
+        self._drop_cancel()
+        if not in_time:
+            self.abort(f"a CancelRequest was not answered within {CANCEL_SECONDS:g} s")
+
+    def _drop_cancel(self) -> None:
+        under_way, self._cancel = self._cancel, None
+        if under_way is not None:
+            under_way[0].close_fd()
+
+    def _catch_up(self, deadline: float | None, timeout: float | None) -> None:
+        """What an interrupted verb has left to do."""
+        if self._cancel is not None:
+            self._finish_cancel(_left(deadline, timeout, CANCEL_SECONDS))
+        self._settle()
+
+    # -- start and ends
+
+    def connect(self, deadline: float | None, timeout: float | None) -> None:
+        """Start-up. Leaves nothing open where it fails."""
+        try:
+            operation = self.core.start_connect()
+            self._drive(operation, deadline, timeout)
+            operation.result()
+        except BaseException:
+            self.terminate()
+            raise
+
+    def close(self, via: Block | None) -> None:
+        """Serve what was accepted, then end the connection; whatever happens, within CLOSE_SECONDS."""
+        deadline = monotonic() + CLOSE_SECONDS
+        try:
+            with _Held(self, deadline, CLOSE_SECONDS):
+                if self.core.closed:
+                    self._settle()
+                    return
+                self._catch_up(deadline, CLOSE_SECONDS)
+                turn = Turn(self.core.start_close, via, threading.current_thread(), None, monotonic())
+                self.blocks.retire(turn)
+                last = Turn(self._start_close, None, None, None, monotonic())
+                last.wake = self._changed.notify_all
+                self.blocks.close(last)
+                while not last.decided:
+                    self._wait(last, None, deadline, CLOSE_SECONDS)
+                if last.operation is not None:
+                    self._drive(last.operation, deadline, CLOSE_SECONDS)
+                self._settle()
+        except errors.QueryTimeout:
+            self.terminate()
+        except BaseException:
+            self.terminate()
+            raise
+
+    def _start_close(self) -> core.Operation:
+        if self._close is None:
+            self._close = self.core.start_close()
+        return self._close
+
+    def leave(self) -> None:
+        """End the connection now, the running request at the server as well: the way out by an exception."""
+        if not self.core.closed and self.core.in_flight and self._cancel is None and self.ours:
+            request = self.core.start_cancel()
+            self.terminate()
+            self._cancel = request, monotonic() + CANCEL_SECONDS
+        if self._cancel is not None:
+            self._finish_cancel(INTERRUPT_SECONDS)
+            self._drop_cancel()
+        self.terminate()
+
+    def terminate(self) -> None:
+        """End the connection now, from any thread; in the child of a fork, only this process's part of it."""
+        if not self.ours:
+            self.core.close_fd()
+            return
+        self.core.terminate()
+        if self.mutex.acquire(blocking=False):  # else whoever has it sees it, within a slice
+            try:
+                if not self._driving:
+                    self._settle()
+            finally:
+                self.mutex.release()
+
+
+class _Held:
+    """The mutex, for the time of a verb, by its deadline. A signal handler can't use what its thread is driving."""
+
+    __slots__ = ("_deadline", "_driver", "_timeout")
+
+    def __init__(self, driver: Driver, deadline: float | None, timeout: float | None) -> None:
+        self._driver = driver
+        self._deadline = deadline
+        self._timeout = timeout
+
+    def __enter__(self) -> None:
+        driver = self._driver
+        if self._deadline is None:
+            driver.mutex.acquire()
+        elif not driver.mutex.acquire(timeout=max(0.0, self._deadline - monotonic())):
+            raise _timed_out(self._timeout)
+        if driver._driving:
+            driver.mutex.release()
+            raise errors.InterfaceError("the connection is used within a request of the same thread")
+
+    def __exit__(self, *_: object) -> None:
+        self._driver.mutex.release()
+
+
+def resolved(options: conninfo.Options) -> conninfo.Options:
+    """The options with every host name looked up, blocking."""
+    flow = resolve(options)
+    try:
+        step = next(flow)
+        while True:
+            assert isinstance(step, Lookup)
+            try:
+                answer = socket.getaddrinfo(step.host, None, type=socket.SOCK_STREAM)
+            except (OSError, UnicodeError) as error:
+                step = flow.throw(error)
+            else:
+                step = flow.send(answer)
+    except StopIteration as stop:
+        found: conninfo.Options = stop.value
+        return found
+
+
+def _left(deadline: float | None, timeout: float | None, at_most: float = SLICE_SECONDS) -> float:
+    """How long to wait at once; QueryTimeout where the time is up."""
+    if deadline is None:
+        return at_most
+    if (left := deadline - monotonic()) <= 0:
+        raise _timed_out(timeout)
+    return min(left, at_most)
+
+
+def _timed_out(timeout: float | None) -> errors.QueryTimeout:
+    return errors.QueryTimeout(f"the request took longer than {timeout:g} s")

@@ -1,0 +1,392 @@
+"""pgpoll.core: PostgreSQL on a nonblocking poll API, in the manner of libpq. Whoever owns the event loop drives it.
+
+A whole session on select.select, and no loop:
+
+    import select
+    from pgpoll import conninfo, core
+
+    def drive(conn, operation):
+        while not operation.done():
+            state = conn.poll()
+            if not operation.done():
+                fd = [conn.fileno()]  # asked anew each time: it may change while connecting
+                select.select(fd if state & core.WAIT_READ else [], fd if state & core.WAIT_WRITE else [], [])
+        return operation.result()
+
+    conn = core.Connection(conninfo.resolve("postgresql://localhost/postgres"))
+    drive(conn, conn.start_connect())
+    print(drive(conn, conn.start_execute("select $1::int4 + 1", (41,))).scalar())  # 42
+    drive(conn, conn.start_close())
+    conn.close_fd()
+
+Two connections at once, each with many requests in flight, on selectors:
+
+    import selectors
+
+    def watch(selector, conn, registered):
+        state = conn.poll()
+        wanted = (selectors.EVENT_READ if state & core.WAIT_READ else 0) | (
+            selectors.EVENT_WRITE if state & core.WAIT_WRITE else 0)
+        if registered != (conn.fileno(), wanted):
+            if registered[1]:
+                selector.unregister(registered[0])
+            if wanted:
+                selector.register(conn.fileno(), wanted, conn)
+        while (operation := conn.next_completed()) is not None:
+            print(conn.backend_pid, operation.result().scalar())
+        return conn.fileno(), wanted
+
+    conns = [core.Connection(options, pipeline=True) for _ in range(2)]
+    for conn in conns:
+        drive(conn, conn.start_connect())
+        for i in range(10):
+            conn.start_execute("select $1::int4", (i,))
+    with selectors.DefaultSelector() as selector:
+        registered = {conn: watch(selector, conn, (-1, 0)) for conn in conns}
+        while any(conn.in_flight for conn in conns):
+            for key, _ in selector.select():
+                registered[key.data] = watch(selector, key.data, registered[key.data])
+
+The contract
+------------
+start_*() queues a request and returns its Operation at once; nothing blocks. poll() makes all the progress that is
+possible without blocking, and says what it needs:
+
+    READY       a finished operation is not yet taken, by result() or next_completed(); abandoned ones never appear
+    WAIT_READ   call poll() again when the descriptor is readable. Watch for reading even while there is much to write
+    WAIT_WRITE  call it again when the descriptor is writable; while connecting, and in long computations, too
+    IDLE        alone: nothing is in flight, nothing to send. An idle descriptor may be watched for reading all the same
+    CLOSED      lost or closed. Every operation has its outcome; READY with it while some are untaken. Remove the
+                descriptor. poll() says so again; start_*() raises InterfaceError ("... closed ...")
+
+Busy. Without pipeline=True a second request raises BusyError ("client is busy") and changes nothing, while one is in
+flight: started and not finished, or abandoned and not drained. start_cancel() and start_close() are exempt. With
+pipeline=True requests queue and are served in order; past max_queued BusyError is raised there too.
+
+Arguments. Where the statement's description is known, start_execute() encodes them: a bad one raises DataError there
+and nothing is queued. For a new statement they are encoded within poll(), when the description has come, in the
+context of the call that started it; a bad one is the outcome of that operation alone. poll() inside poll(), as encoding
+may run a caller's code, raises InterfaceError.
+
+Outcomes. operation.result() gives the result, or raises the request's own error; every error has `safe_to_retry`, True
+where no byte of the request had left. Loss of the connection ends every operation: the one being answered with what
+the server said, the others with ConnectionLost. An error never spoils another request outside a transaction.
+
+Abandoning and cancelling. operation.abandon() ends the interest, not the protocol: what was sent is read to its end and
+discarded, what was not sent never is. Nothing is cancelled at the server by itself: after each abandon() and poll(),
+cancel_wanted() says NONE; NOW: an abandoned request runs and nobody waits behind it; GRACE: somebody does, give it a
+second. start_cancel() sends the CancelRequest, by a Cancel with a socket and a poll() of its own. Until that has ended
+no other request is written.
+
+Descriptors. fileno() is -1 without a socket. poll() never closes one that may be registered: while connecting the old
+socket stays open until the poll() after the one that changed it, so a new socket always has a new number. After the
+end the descriptor stays open until close_fd(), or deallocation; unregister it first.
+
+Nothing here starts a thread or a timer, or looks up a name: a host name left unresolved raises InterfaceError. One call
+of poll() computes for at most 5 ms and receives a bounded number of bytes. Use in the child of a fork raises
+InterfaceError, and nothing is ever sent there. A connection dropped without close sends Terminate and warns with
+ResourceWarning.
+"""
+
+import types
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextvars import Context
+from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, Self, SupportsIndex, final, overload
+
+from typing_extensions import TypeVar
+
+from pgpoll.errors import BusyError as BusyError
+from pgpoll.errors import InterfaceError as InterfaceError
+
+WAIT_READ: Final = 1
+WAIT_WRITE: Final = 2
+READY: Final = 4
+IDLE: Final = 8
+CLOSED: Final = 16
+
+NONE: Final = 0
+NOW: Final = 1
+GRACE: Final = 2
+
+class _Options(Protocol):
+    """conninfo.Options, or what looks like it."""
+
+    @property
+    def addresses(self) -> Sequence[tuple[str, str | None, int]]: ...
+    @property
+    def user(self) -> str: ...
+    @property
+    def password(self) -> str | None: ...
+    @property
+    def scram_password(self) -> str | None: ...
+    @property
+    def startup_parameters(self) -> Sequence[tuple[str, str]]: ...
+    @property
+    def cleartext_allowed(self) -> bool: ...
+    @property
+    def statement_cache_size(self) -> int: ...
+    @property
+    def max_pipeline(self) -> int: ...
+
+@final
+class Column(NamedTuple):
+    """A column of a result. `size` and `typmod` are pg_type's: -1 has none; `table_oid` is 0 for an expression."""
+
+    name: str
+    type_name: str
+    type_oid: int
+    typmod: int
+    size: int
+    table_oid: int
+    format: int
+
+@final
+class Parameter(NamedTuple):
+    """A parameter of a prepared statement; its name is "$1", "$2", ..."""
+
+    name: str
+    type_name: str
+    type_oid: int
+
+@final
+class Record(Sequence[Any]):
+    """A row: an immutable sequence, equal to the tuple of its values, that answers `rec["name"]` and `rec.name` too."""
+
+    @overload
+    def __getitem__(self, key: SupportsIndex | str, /) -> Any: ...
+    @overload
+    def __getitem__(self, key: slice, /) -> tuple[Any, ...]: ...
+    def __getattr__(self, name: str, /) -> Any: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Any]: ...
+    def __hash__(self) -> int: ...
+    def __lt__(self, other: Record | tuple[Any, ...], /) -> bool: ...
+    def __le__(self, other: Record | tuple[Any, ...], /) -> bool: ...
+    def __gt__(self, other: Record | tuple[Any, ...], /) -> bool: ...
+    def __ge__(self, other: Record | tuple[Any, ...], /) -> bool: ...
+    def keys(self) -> tuple[str, ...]:
+        """The columns' names."""
+    def _asdict(self) -> dict[str, Any]:
+        """Name to value; ValueError where two columns have one name."""
+
+_R = TypeVar("_R", default=Record)
+_T_co = TypeVar("_T_co", default=Any, covariant=True)
+_T = TypeVar("_T")
+
+@final
+class Result(Sequence[_R], Generic[_R]):
+    """What a statement gave. A row is decoded when it is touched and not kept; a bad value raises DataError there."""
+
+    @property
+    def tag(self) -> str:
+        """The command tag, "INSERT 0 2"; "" for an empty statement."""
+    @property
+    def rowcount(self) -> int | None:
+        """The tag's number of rows; None where it has none."""
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """() where the statement returns no rows."""
+    @overload
+    def __getitem__(self, index: SupportsIndex, /) -> _R: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> list[_R]: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[_R]: ...
+    def first(self) -> _R | None:
+        """The first row; None where there is none."""
+    def one(self) -> _R:
+        """The only row; InterfaceError where there is none, or more than one."""
+    def scalar(self) -> Any:
+        """The first row's first value; None where there is no row."""
+    def fetch(self) -> list[_R]:
+        """All rows, decoded."""
+    @classmethod
+    def __class_getitem__(cls, item: Any, /) -> types.GenericAlias: ...
+
+@final
+class PreparedStatement:
+    """What start_prepare() gives; start_execute() takes it in place of sql. Holding one keeps the statement."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sql(self) -> str: ...
+    @property
+    def parameters(self) -> tuple[Parameter, ...]: ...
+    @property
+    def columns(self) -> tuple[Column, ...] | None:
+        """None where it returns no rows."""
+
+@final
+class Operation(Generic[_T_co]):
+    """One request, from its start to its outcome. Its driver keeps it alive until it is taken or abandoned."""
+
+    def done(self) -> bool:
+        """Whether the outcome is known."""
+    def result(self) -> _T_co:
+        """Take the outcome: a Result (execute), a list of Results whose values are str or None (script), a
+        PreparedStatement (prepare), a command tag (command) or None (connect, close).
+
+        Raises the request's own error, each time; InterfaceError while it is not done, or where it was abandoned.
+        """
+    def abandon(self) -> None:
+        """End the interest in it; the protocol goes on."""
+    @property
+    def sql(self) -> str | None: ...
+    @property
+    def written(self) -> bool:
+        """While it is not done: it can't be taken back any more. Then: a byte of it had left."""
+    @property
+    def statement(self) -> PreparedStatement | None:
+        """What it runs, once described."""
+    @property
+    def connection(self) -> Connection | Session | None:
+        """What it was started on; None once that is gone."""
+
+@final
+class Cancel:
+    """A CancelRequest on its way. Its connection learns from it when the socket has ended."""
+
+    def fileno(self) -> int: ...
+    def poll(self) -> int:
+        """As Connection.poll(): WAIT_READ, WAIT_WRITE; CLOSED at its end."""
+    def done(self) -> bool:
+        """Whether the socket has reached its end: the request was delivered, or could not be."""
+    def close_fd(self) -> None:
+        """Close the socket, which is its end too. Unregister it first."""
+
+@final
+class Waiter(Generic[_T_co]):
+    """The await of one Operation, by one task; with what a task uses of asyncio.Future. Internal."""
+
+    _asyncio_future_blocking: bool
+    def __await__(self) -> Generator[Any, None, _T_co]: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> Self: ...
+    def send(self, value: None, /) -> Self: ...
+    def close(self) -> None:
+        """Abandon the operation."""
+    def get_loop(self) -> Any: ...
+    def add_done_callback(self, fn: Callable[[Any], object], /, *, context: Context | None = None) -> None: ...
+    def remove_done_callback(self, fn: Callable[[Any], object], /) -> int: ...
+    def done(self) -> bool: ...
+    def cancelled(self) -> bool: ...
+    def exception(self) -> BaseException | None: ...
+    def result(self) -> _T_co: ...
+    def cancel(self, msg: object = None) -> bool:
+        """Abandon the operation; False once its reply was handed out."""
+    def expire(self, error: BaseException, /) -> bool:
+        """Abandon the operation, and let who awaits it get this error; False once it is finished."""
+
+class _Driver:
+    def start_connect(self) -> Operation[None]:
+        """Connect, from the next poll() on. Once."""
+    def start_execute(self, sql: str | PreparedStatement, args: tuple[Any, ...] = (), /) -> Operation[Result[Any]]:
+        """One statement, with the values of $1, $2, ... The types are those that the server infers.
+
+        Raises DataError or InterfaceError for bad arguments where the statement is known; else see `result()`.
+        """
+    def start_prepare(self, sql: str, /) -> Operation[PreparedStatement]:
+        """Parse and describe a statement."""
+    def start_script(self, sql: str, /) -> Operation[list[Result]]:
+        """Several statements in the simple protocol."""
+    def start_command(self, sql: str, /) -> Operation[str]:
+        """One statement without arguments or rows, in one flight, never cancelled by wish: BEGIN, COMMIT ..."""
+    def start_close(self) -> Operation[None]:
+        """Serve what was accepted, then send Terminate and wait for the end. Those who ask again get the same one."""
+    def next_completed(self) -> Operation | None:
+        """Take the oldest finished operation that was not taken."""
+    def cancel_wanted(self) -> Literal[0, 1, 2]:
+        """NONE, NOW or GRACE: whether an abandoned request should be cancelled at the server."""
+    def take_notices(self) -> list[dict[str, str]]:
+        """The notices since the last call, the latest 1,000: each a dict of the protocol's field codes."""
+    @property
+    def transaction_status(self) -> str:
+        """What the last ReadyForQuery said: "I", "T" or "E"; "" before the first."""
+    @property
+    def in_flight(self) -> int:
+        """Requests started and not finished; abandoned ones until they are drained."""
+    @property
+    def quiet(self) -> bool:
+        """Nothing is in flight, nothing to send."""
+
+@final
+class Connection(_Driver):
+    """One connection. `max_queued` bounds the requests in flight and queued; 0 does not."""
+
+    def __new__(cls, options: _Options, *, pipeline: bool = False, max_queued: int = 0) -> Self: ...
+    def start_cancel(self) -> Cancel:
+        """A CancelRequest for what runs now; InterfaceError where the server gave no key for it."""
+    def poll(self) -> int:
+        """All the progress that can be made without blocking: flags, see above."""
+    def flush(self) -> int:
+        """Send what can be sent, read nothing: WAIT_WRITE or 0."""
+    def fileno(self) -> int: ...
+    def close_fd(self) -> None:
+        """Close the socket now. Unregister it first."""
+    def terminate(self) -> None:
+        """End everything now, from any thread; wait() returns. The descriptor stays open until close_fd()."""
+    def wait(self, operation: Operation, seconds: float, /) -> bool:
+        """Poll and wait until `operation` is done, or for so many seconds, with the GIL free. Whether it is done.
+
+        An exception of a signal's handler is raised here; the operation goes on.
+        """
+    @property
+    def backend_pid(self) -> int:
+        """0 before it is known."""
+    @property
+    def server_parameters(self) -> dict[str, str]:
+        """A copy of what the server reported."""
+    @property
+    def closed(self) -> bool:
+        """Lost or closed."""
+    def _attach(
+        self,
+        loop: Any,
+        call_soon: Callable[..., object],
+        current_task: Callable[[Any], object],
+        get_running_loop: Callable[[], object],
+        task_types: tuple[type, ...],
+        on_change: Callable[[int], object],
+        cancelled_error: type[BaseException],
+    ) -> None:
+        """Let an event loop drive it, by its functions.
+
+        `on_change` gets WAIT_READ, WAIT_WRITE and CLOSED, when they or the descriptor changed, and whenever
+        cancel_wanted() is not NONE.
+        """
+    def _execute(self, sql: str | PreparedStatement, args: tuple[Any, ...], /) -> Waiter[Result[Any]]: ...
+    def _waiter(self, operation: Operation[_T], /) -> Waiter[_T]: ...
+    def _on_readable(self) -> None: ...
+    def _on_writable(self) -> None: ...
+    def _flush_due(self) -> None: ...
+    def _flush_soon(self) -> None: ...
+
+@final
+class Session(_Driver):
+    """The same conversation without a socket: bytes in, bytes out. For tests. Every request pipelines."""
+
+    def __new__(cls, options: _Options) -> Self: ...
+    def receive(self, data: bytes | bytearray | memoryview, /) -> None:
+        """Take bytes of the server."""
+    def eof(self) -> None:
+        """The server has closed its side."""
+    def outbound(self) -> bytes:
+        """Take all the bytes for the server."""
+    def pump(self) -> None:
+        """Make all the progress that is possible."""
+    def cancel_started(self) -> None: ...
+    def cancel_ended(self) -> None: ...
+    def fail(self, message: str, /) -> None:
+        """The connection is lost."""
+    @property
+    def backend_key(self) -> tuple[int, bytes] | None:
+        """BackendKeyData, once it has come."""
+    @property
+    def parameters(self) -> dict[str, str]: ...
+    @property
+    def ended(self) -> bool: ...
+
+def _record(names: tuple[str, ...], values: tuple[Any, ...], /) -> Record: ...
+def _encode(type_oid: int, value: object, /) -> bytes | None: ...
+def _decode(type_oid: int, data: bytes, /) -> Any: ...

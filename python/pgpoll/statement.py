@@ -1,0 +1,76 @@
+"""Statement: a prepared statement of one connection, for the asyncio face; and what both faces' statements share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    from pgpoll import core
+    from pgpoll.connection import Verbs
+
+    R = TypeVar("R", default=core.Record)
+else:
+    from typing import TypeVar
+
+    R = TypeVar("R")
+
+__all__ = ["Statement"]
+
+
+class Described(Generic[R]):
+    """What the server has said about a prepared statement."""
+
+    __slots__ = ("_prepared",)
+
+    def __init__(self, prepared: core.PreparedStatement) -> None:
+        self._prepared = prepared
+
+    @property
+    def sql(self) -> str:
+        """The text that was prepared."""
+        return self._prepared.sql
+
+    @property
+    def parameters(self) -> tuple[core.Column, ...]:
+        """One for each of $1, $2, ...: its type as the server has inferred it, in `.type_name` and `.type_oid`."""
+        return self._prepared.parameters
+
+    @property
+    def columns(self) -> tuple[core.Column, ...] | None:
+        """The columns of its rows; None where it returns none."""
+        return self._prepared.columns
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__module__}.{type(self).__qualname__} {self.sql!r}>"
+
+
+class Statement(Described[R]):
+    """A prepared statement. Made by `Connection.prepare`, or by `Transaction.prepare` and then part of that block.
+
+    It is pinned on the server while this object lives. The verbs are those of Connection without the text.
+    """
+
+    __slots__ = ("_verbs",)
+
+    def __init__(self, verbs: Verbs, prepared: core.PreparedStatement) -> None:
+        super().__init__(prepared)
+        self._verbs = verbs
+
+    async def execute(self, *args: Any, timeout: float | None = None) -> core.Result[R]:
+        """See Connection.execute."""
+        return await self._verbs._execute(self._prepared, args, timeout)
+
+    async def fetch(self, *args: Any, timeout: float | None = None) -> list[R]:
+        """See Connection.fetch."""
+        return (await self._verbs._execute(self._prepared, args, timeout)).fetch()
+
+    async def fetchrow(self, *args: Any, timeout: float | None = None) -> R | None:
+        """See Connection.fetchrow."""
+        row: R | None = (await self._verbs._execute(self._prepared, args, timeout)).first()
+        return row
+
+    async def fetchval(self, *args: Any, timeout: float | None = None) -> Any:
+        """See Connection.fetchval."""
+        return (await self._verbs._execute(self._prepared, args, timeout)).scalar()

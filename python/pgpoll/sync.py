@@ -1,0 +1,217 @@
+"""The blocking face: the verbs of `pgpoll.connect`'s connections, without await. Imports no asyncio.
+
+    with pgpoll.sync.connect("postgresql://...") as conn:
+        rows = conn.fetch("select * from t where i = $1", 7)
+
+Threads may share a connection: a verb holds its mutex while it drives, and gives it back while it waits for another
+thread's transaction. Inside of a transaction is the thread that entered it, and whatever is made through its handle.
+`cancel()` and `terminate()` never take the mutex: from another thread they end the wait of the verb that runs.
+
+While a verb waits the GIL is free, and Ctrl-C is prompt: the query is cancelled at the server (which may take 1 s; a
+second Ctrl-C skips it) and KeyboardInterrupt raised; the connection stays usable. Inside of a running event loop these
+verbs block it, as any blocking call does.
+
+The verbs raise the same errors as those of the asyncio face; see `pgpoll.connection`.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from functools import partial
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from pgpoll import conninfo
+from pgpoll._blocks import Block, begin_command, caller
+from pgpoll._facts import Facts
+from pgpoll._flows import Flow, finish, leave, start
+from pgpoll._threads import Driver, resolved
+from pgpoll.statement import Described, R
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from pgpoll import core
+
+__all__ = ["Connection", "Statement", "Transaction", "connect"]
+
+
+class _Verbs(Facts):
+    """What a connection and a transaction's handle have in common: the requests."""
+
+    __slots__ = ("_driver", "_via")
+
+    def __init__(self, driver: Driver, via: Block | None) -> None:
+        super().__init__(driver.core)
+        self._driver = driver
+        self._via = via
+
+    def execute(self, sql: str, /, *args: Any, timeout: float | None = None) -> core.Result:
+        """See pgpoll.Connection.execute."""
+        return self._execute(sql, args, timeout)
+
+    def fetch(self, sql: str, /, *args: Any, timeout: float | None = None) -> list[core.Record]:
+        """See pgpoll.Connection.fetch."""
+        return self._execute(sql, args, timeout).fetch()
+
+    def fetchrow(self, sql: str, /, *args: Any, timeout: float | None = None) -> core.Record | None:
+        """See pgpoll.Connection.fetchrow."""
+        return self._execute(sql, args, timeout).first()
+
+    def fetchval(self, sql: str, /, *args: Any, timeout: float | None = None) -> Any:
+        """See pgpoll.Connection.fetchval."""
+        return self._execute(sql, args, timeout).scalar()
+
+    def executescript(self, sql: str, /, *, timeout: float | None = None) -> list[core.Result]:
+        """See pgpoll.Connection.executescript."""
+        results: list[core.Result] = self._driver.request(partial(self._core.start_script, sql), self._via, timeout)
+        return results
+
+    def prepare(self, sql: str, /, *, timeout: float | None = None) -> Statement:
+        """See pgpoll.Connection.prepare."""
+        return Statement(self, self._driver.request(partial(self._core.start_prepare, sql), self._via, timeout))
+
+    def transaction(
+        self, *, isolation: str | None = None, readonly: bool | None = None, deferrable: bool | None = None
+    ) -> Transaction:
+        """See pgpoll.Connection.transaction."""
+        return Transaction(self, Block(begin_command(isolation, readonly, deferrable), caller()))
+
+    def cancel(self) -> None:
+        """See pgpoll.Connection.cancel. From any thread; from outside of a transaction, through its handle."""
+        self._driver.cancel(self._via)
+
+    def _execute(self, sql: Any, args: tuple[Any, ...], timeout: float | None) -> Any:
+        if timeout is None and self._via is None:
+            return self._driver.execute(sql, args)
+        return self._driver.request(partial(self._core.start_execute, sql, args), self._via, timeout)
+
+
+class Connection(_Verbs):
+    """A blocking connection to a PostgreSQL server, made by `pgpoll.sync.connect`. May be shared by threads.
+
+    A context manager: leaving it closes the connection; by an exception, without serving what is still waiting.
+    Dropped without `close()`, it is closed with a ResourceWarning.
+    """
+
+    __slots__ = ("__weakref__",)
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(driver, None)
+
+    def close(self) -> None:
+        """Serve what was accepted, within 5 s, and end the connection. See pgpoll.Connection.close."""
+        self._driver.close(None)
+
+    def terminate(self) -> None:
+        """End the connection now, from any thread. Whoever waits gets ConnectionLost("closed"). Never fails."""
+        self._driver.terminate()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._driver.leave()
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        connection = getattr(self, "_core", None)  # unset where __init__ failed
+        if connection is None:
+            return
+        if not connection.closed and self._driver.ours:
+            _warn(f"unclosed connection {self!r}", ResourceWarning, stacklevel=2, source=self)
+        self._driver.terminate()
+
+
+class Transaction(_Verbs):
+    """One transaction, or savepoint, of a blocking connection. See pgpoll.Transaction.
+
+    Inside of it are the thread that entered it, and whatever is made through this handle.
+    """
+
+    __slots__ = ("_block", "_parent")
+
+    def __init__(self, parent: _Verbs, block: Block) -> None:
+        super().__init__(parent._driver, block)
+        self._parent = parent  # also keeps the connection
+        self._block = block
+
+    def start(self, *, timeout: float | None = None) -> None:
+        """BEGIN, or SAVEPOINT. See pgpoll.Transaction.start."""
+        driver = self._driver
+        control = driver.control(self._block, self._parent._via)
+        driver.run(start(driver.blocks, control, f"thread {threading.current_thread().name!r}"), timeout)
+
+    def commit(self, *, timeout: float | None = None) -> None:
+        """COMMIT, or RELEASE. See pgpoll.Transaction.commit."""
+        self._driver.run(self._end(commit=True), timeout)
+
+    def rollback(self, *, timeout: float | None = None) -> None:
+        """ROLLBACK, of the savepoint where it is one. See pgpoll.Transaction.rollback."""
+        self._driver.run(self._end(commit=False), timeout)
+
+    def __enter__(self) -> Transaction:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        driver, block = self._driver, self._block
+        if error is None or isinstance(error, Exception):
+            driver.run(leave(driver.blocks, block, error, self._end))
+        else:
+            with driver.mutex:  # Ctrl-C: the next verb rolls it back
+                driver.blocks.doom(block)
+
+    def _end(self, commit: bool) -> Flow[None]:
+        driver = self._driver
+        return finish(driver.blocks, driver.control(self._block, self._block, commit=commit), driver.core)
+
+    def __repr__(self) -> str:
+        return f"<pgpoll.sync.Transaction entered at {self._block.where}, {self._block.state.value}>"
+
+
+class Statement(Described[R]):
+    """A prepared statement of a blocking connection. See pgpoll.Statement."""
+
+    __slots__ = ("_verbs",)
+
+    def __init__(self, verbs: _Verbs, prepared: core.PreparedStatement) -> None:
+        super().__init__(prepared)
+        self._verbs = verbs
+
+    def execute(self, *args: Any, timeout: float | None = None) -> core.Result[R]:
+        """See pgpoll.Connection.execute."""
+        return self._verbs._execute(self._prepared, args, timeout)
+
+    def fetch(self, *args: Any, timeout: float | None = None) -> list[R]:
+        """See pgpoll.Connection.fetch."""
+        return self._verbs._execute(self._prepared, args, timeout).fetch()
+
+    def fetchrow(self, *args: Any, timeout: float | None = None) -> R | None:
+        """See pgpoll.Connection.fetchrow."""
+        row: R | None = self._verbs._execute(self._prepared, args, timeout).first()
+        return row
+
+    def fetchval(self, *args: Any, timeout: float | None = None) -> Any:
+        """See pgpoll.Connection.fetchval."""
+        return self._verbs._execute(self._prepared, args, timeout).scalar()
+
+
+def connect(dsn: str | None = None, /, **params: Any) -> Connection:
+    """Connect to a server, blocking. Parameters and errors as for `pgpoll.connect`.
+
+    The operating system's name lookup can't be interrupted by `connect_timeout`, but its time counts.
+    """
+    options = conninfo.parse(dsn, **params)
+    timeout = options.connect_timeout
+    deadline = None if timeout is None else monotonic() + timeout
+    driver = Driver(resolved(options))
+    driver.connect(deadline, timeout)
+    return Connection(driver)

@@ -1,0 +1,124 @@
+// Bind's parameter section: which formats, each value with its length, and what a refusal says.
+#include "py/codecs/codec.hpp"
+#include "py/codecs/codecs.hpp"
+#include "py/errors.hpp"
+
+namespace pgpoll::py {
+namespace {
+
+constexpr Py_ssize_t most_parameters = 65'535;
+
+std::string plural(std::size_t n, const char* noun) {
+  return std::to_string(n) + " " + noun + (n == 1 ? "" : "s");
+}
+
+bool wrong_count(std::size_t wanted, PyObject* const* args, Py_ssize_t n) {
+  std::string text = "the statement has " + plural(wanted, "parameter");
+  if (wanted == 1) text += " ($1)";
+  if (wanted == 2) text += " ($1, $2)";
+  if (wanted > 2) text += " ($1 to $" + std::to_string(wanted) + ")";
+  text += " but " + plural(static_cast<std::size_t>(n), "argument") + (n == 1 ? " was given" : " were given");
+  if (n == 1 && (PyTuple_Check(args[0]) || PyList_Check(args[0])))
+    text += std::string("; parameters are *args, and one ") + Py_TYPE(args[0])->tp_name + " was passed";
+  raise_interface_error(text);
+  return false;
+}
+
+// What a value's refusal became: DataError that names the parameter, with the caller's own exception as its cause.
+void explain_refusal(const encoder& out, std::size_t number, std::uint32_t oid, PyObject* value) {
+  auto pending = pending_error::fetch();
+  auto cause = ref::steal(pending ? pending.take() : nullptr);
+  if (cause) {
+    auto* own = error_class("Error");
+    const int keep = own == nullptr ? -1 : PyObject_IsInstance(cause.get(), own);
+    if (keep < 0) return;
+    // Not an Exception: KeyboardInterrupt, SystemExit. MemoryError says nothing about the value.
+    if (keep == 1 || !PyObject_TypeCheck(cause.get(), reinterpret_cast<PyTypeObject*>(PyExc_Exception)) ||
+        PyErr_GivenExceptionMatches(cause.get(), PyExc_MemoryError)) {
+      PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(cause.get())), cause.get());
+      return;
+    }
+  }
+  auto* kind = error_class("DataError");
+  if (kind == nullptr) return;
+  std::string text = "parameter $" + std::to_string(number) + " (" + type_name(oid) +
+                     ") does not take this value of type " + Py_TYPE(value)->tp_name;
+  if (cause)
+    text += std::string(": encoding it raised ") + Py_TYPE(cause.get())->tp_name;
+  else if (out.reason() != nullptr)
+    text += std::string(": ") + out.reason();
+  auto message = decoded(text);
+  auto error = ref::steal(message ? PyObject_CallOneArg(kind, message.get()) : nullptr);
+  if (!error) return;
+  if (cause) PyException_SetCause(error.get(), cause.release());
+  PyErr_SetObject(kind, error.get());
+}
+
+void write_formats(encoder& out, const std::vector<std::uint32_t>& types) {
+  std::size_t binary = 0;
+  for (const auto oid : types) binary += decodes_binary(oid) ? 1 : 0;
+  if (binary == 0) {
+    out.uint16(0);
+  } else if (binary == types.size()) {
+    out.uint32(0x00010001);
+  } else {
+    out.uint16(static_cast<std::uint16_t>(types.size()));
+    for (const auto oid : types) out.uint16(decodes_binary(oid) ? 1 : 0);
+  }
+}
+
+}  // namespace
+
+bool encoder::room(std::size_t size) {
+  if (size <= limit && out_.size() <= limit - size) return true;
+  raise_interface_error(
+      "the parameters take more than 1 GiB, and the server takes no such message; use COPY or large objects");
+  return false;
+}
+
+char* encoder::reserve(std::size_t size) {
+  static char nothing;
+  if (!room(size)) return nullptr;
+  const auto at = out_.size();
+  out_.resize(at + size);
+  return size == 0 ? &nothing : out_.data() + at;
+}
+
+bool encoder::value(PyObject* value, const codec& type) {
+  if (value == Py_None) {
+    null_seen = true;
+    return int32(-1) && room(0);
+  }
+  const auto at = out_.size();
+  uint32(0);
+  if (!type.encode(*this, value, type) || !room(0)) return false;
+  patch_uint32(at, static_cast<std::uint32_t>(out_.size() - at - 4));
+  return true;
+}
+
+bool encode_arguments(const core::statement& statement, PyObject* const* args, Py_ssize_t n, std::string& out) {
+  const auto& types = statement.parameter_types;
+  if (n > most_parameters) {
+    raise_interface_error("a statement takes at most 65535 parameters; pass arrays (unnest) or use COPY");
+    return false;
+  }
+  if (static_cast<std::size_t>(n) != types.size()) return wrong_count(types.size(), args, n);
+  const auto start = out.size();
+  const auto encode = [&] {
+    encoder to(out);
+    write_formats(to, types);
+    to.uint16(static_cast<std::uint16_t>(n));
+    for (std::size_t i = 0; i < types.size(); ++i) {
+      const auto* type = find_codec(types[i]);
+      if (to.value(args[i], type != nullptr ? *type : text_codec)) continue;
+      explain_refusal(to, i + 1, types[i], args[i]);
+      return false;
+    }
+    return true;
+  };
+  const bool encoded = guarded(encode, false);
+  if (!encoded) out.resize(start);
+  return encoded;
+}
+
+}  // namespace pgpoll::py

@@ -1,0 +1,247 @@
+#include "py/connection.hpp"
+
+#include <vector>
+
+#include "py/codecs/codecs.hpp"
+#include "py/errors.hpp"
+#include "py/operation.hpp"
+#include "py/settings.hpp"
+
+namespace pgpoll::py {
+namespace {
+
+PyTypeObject* the_connection_type = nullptr;
+
+driver_object* driver_of(PyObject* object) { return &as_connection(object)->base; }
+const core::session& session_of(PyObject* object) { return *driver_of(object)->session; }
+
+PyObject* make(PyTypeObject* type, PyObject* args, PyObject* names) {
+  static const char* keywords[] = {"options", "pipeline", "max_queued", nullptr};
+  PyObject* options = nullptr;
+  int pipeline = 0;
+  Py_ssize_t max_queued = 0;
+  if (!PyArg_ParseTupleAndKeywords(args, names, "O|$pn:Connection", const_cast<char**>(keywords), &options, &pipeline,
+                                   &max_queued))
+    return nullptr;
+  return guarded([&]() -> PyObject* {
+    core::settings settings;
+    std::vector<net::address> addresses;
+    if (!read_settings(options, settings) || !read_addresses(options, addresses)) return nullptr;
+    auto client = std::make_unique<net::client>(std::move(settings), std::move(addresses));
+    auto* self = reinterpret_cast<connection_object*>(type->tp_alloc(type, 0));
+    if (self == nullptr) return nullptr;
+    self->client = client.release();
+    self->base.session = &self->client->session();
+    self->base.pipeline = pipeline != 0;
+    self->base.max_queued = max_queued > 0 ? static_cast<std::size_t>(max_queued) : 0;
+    self->base.generation = fork_generation();
+    return as_object(self);
+  });
+}
+
+PyObject* start_connect_method(PyObject* object, PyObject*) {
+  return guarded([&] {
+    auto* operation = start_connect(driver_of(object));
+    if (operation != nullptr) as_connection(object)->client->start();
+    return operation;
+  });
+}
+
+PyObject* start_execute_method(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+  if (count < 1 || count > 2) {
+    PyErr_SetString(PyExc_TypeError, "start_execute(sql, args=())");
+    return nullptr;
+  }
+  return guarded([&]() -> PyObject* {
+    if (count == 2) return start_execute(driver_of(object), args[0], args[1]);
+    auto none = ref::steal(PyTuple_New(0));
+    return none ? start_execute(driver_of(object), args[0], none.get()) : nullptr;
+  });
+}
+
+template <PyObject* (*Start)(driver_object*, PyObject*)>
+PyObject* start_sql(PyObject* object, PyObject* sql) {
+  return guarded([&] { return Start(driver_of(object), sql); });
+}
+
+PyObject* start_close_method(PyObject* object, PyObject*) {
+  return guarded([&] { return start_close(driver_of(object)); });
+}
+
+PyObject* start_cancel_method(PyObject* object, PyObject*) {
+  return guarded([&] { return start_cancel(as_connection(object)); });
+}
+
+PyObject* poll(PyObject* object, PyObject*) {
+  return guarded([&]() -> PyObject* {
+    int flags = 0;
+    return advance(as_connection(object), flags) ? PyLong_FromLong(flags) : nullptr;
+  });
+}
+
+PyObject* flush_method(PyObject* object, PyObject*) {
+  return guarded([&]() -> PyObject* {
+    int flags = 0;
+    return flush(as_connection(object), flags) ? PyLong_FromLong(flags) : nullptr;
+  });
+}
+
+PyObject* fileno_method(PyObject* object, PyObject*) { return PyLong_FromLong(as_connection(object)->client->fileno()); }
+
+PyObject* close_fd_method(PyObject* object, PyObject*) {
+  return guarded([&]() -> PyObject* {
+    close_fd(as_connection(object));
+    Py_RETURN_NONE;
+  });
+}
+
+PyObject* terminate_method(PyObject* object, PyObject*) {
+  return guarded([&]() -> PyObject* {
+    auto* self = as_connection(object);
+    auto held = ref::borrow(object);
+    terminate(self);
+    // Elsewhere than in the loop nothing of the loop may be called: it learns from its reader.
+    if (runs_in_loop(self) && !settle(self, false)) return nullptr;
+    Py_RETURN_NONE;
+  });
+}
+
+PyObject* next_completed_method(PyObject* object, PyObject*) {
+  return guarded([&]() -> PyObject* {
+    if (!check_process(driver_of(object))) return nullptr;
+    auto operation = next_completed(driver_of(object));
+    return operation ? operation.release() : Py_NewRef(Py_None);
+  });
+}
+
+PyObject* cancel_wanted(PyObject* object, PyObject*) {
+  return PyLong_FromLong(static_cast<long>(session_of(object).cancel_wanted()));
+}
+
+PyObject* take_notices(PyObject* object, PyObject*) {
+  return guarded([&] { return notices_list(*driver_of(object)->session); });
+}
+
+PyObject* wait(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+  if (count != 2) {
+    PyErr_SetString(PyExc_TypeError, "wait(operation, seconds)");
+    return nullptr;
+  }
+  double seconds = PyFloat_AsDouble(args[1]);
+  if (seconds == -1.0 && PyErr_Occurred() != nullptr) return nullptr;
+  return guarded([&] { return wait_for(as_connection(object), args[0], seconds); });
+}
+
+PyObject* backend_pid(PyObject* object, void*) {
+  const auto& key = session_of(object).key();
+  return PyLong_FromLong(key ? key->pid : 0);
+}
+PyObject* server_parameters(PyObject* object, void*) {
+  return guarded([&] { return parameters_dict(session_of(object)); });
+}
+PyObject* transaction_status(PyObject* object, void*) { return status_text(session_of(object)); }
+PyObject* closed(PyObject* object, void*) { return PyBool_FromLong(session_of(object).ended()); }
+PyObject* in_flight(PyObject* object, void*) { return PyLong_FromSize_t(session_of(object).in_flight()); }
+PyObject* quiet(PyObject* object, void*) { return PyBool_FromLong(session_of(object).quiet()); }
+
+PyObject* repr(PyObject* object) {
+  auto* self = as_connection(object);
+  const auto& session = self->client->session();
+  const char* state = session.ended() ? "closed" : session.open() ? "connected" : "not connected";
+  return PyUnicode_FromFormat("<pgpoll.core.Connection %s pid=%d fd=%d at %p>", state,
+                              session.key() ? static_cast<int>(session.key()->pid) : 0, self->client->fileno(), object);
+}
+
+int traverse(PyObject* object, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(object));
+  if (int stop = traverse_driver(driver_of(object), visit, arg)) return stop;
+  return traverse_side(as_connection(object), visit, arg);
+}
+
+int clear(PyObject* object) {
+  clear_side(as_connection(object));
+  release_operations(driver_of(object));
+  return 0;
+}
+
+// Dropped: Terminate leaves, the socket is closed, and whoever forgot close() is told. In the child of a fork nothing
+// is sent on what is the parent's socket.
+void finalize(PyObject* object) {
+  auto* self = as_connection(object);
+  auto raised = pending_error::fetch();
+  guarded(
+      [&] {
+        if (self->base.generation == fork_generation()) {
+          if (self->client->session().open() && PyErr_ResourceWarning(object, 1, "unclosed %R", object) < 0)
+            PyErr_WriteUnraisable(object);
+          self->client->terminate();
+        }
+        self->client->close_fd();
+        return true;
+      },
+      false);
+  if (PyErr_Occurred() != nullptr) PyErr_WriteUnraisable(object);
+  raised.restore();
+}
+
+void dealloc(PyObject* object) {
+  auto* self = as_connection(object);
+  if (PyObject_CallFinalizerFromDealloc(object) < 0) return;
+  PyObject_GC_UnTrack(object);
+  clear(object);
+  delete self->client;
+  auto* type = Py_TYPE(object);
+  type->tp_free(object);
+  Py_DECREF(type);
+}
+
+PyMethodDef methods[] = {
+    {"start_connect", start_connect_method, METH_NOARGS, "Connects, at the next poll() on; once."},
+    {"start_execute", method(start_execute_method), METH_FASTCALL, "One statement with its arguments: a Result."},
+    {"start_prepare", start_sql<start_prepare>, METH_O, "Parses and describes: a PreparedStatement."},
+    {"start_script", start_sql<start_script>, METH_O, "Several statements, simple protocol: a list of Results."},
+    {"start_command", start_sql<start_command>, METH_O, "One statement without arguments or rows: its tag."},
+    {"start_close", start_close_method, METH_NOARGS, "Serves what was accepted, then ends the connection."},
+    {"start_cancel", start_cancel_method, METH_NOARGS, "A CancelRequest on its own socket: a Cancel."},
+    {"poll", poll, METH_NOARGS, "All the progress that can be made without blocking: flags."},
+    {"flush", flush_method, METH_NOARGS, "Sends what it can, reads nothing: WAIT_WRITE or 0."},
+    {"fileno", fileno_method, METH_NOARGS, "The socket; -1 without one."},
+    {"close_fd", close_fd_method, METH_NOARGS, "Closes the socket now; unregister it first."},
+    {"terminate", terminate_method, METH_NOARGS, "Ends everything now; the socket stays open until close_fd()."},
+    {"next_completed", next_completed_method, METH_NOARGS, "The oldest finished operation not yet taken, or None."},
+    {"cancel_wanted", cancel_wanted, METH_NOARGS, "NONE, NOW or GRACE, after each abandon() and poll()."},
+    {"take_notices", take_notices, METH_NOARGS, "The notices since the last call: dicts by field code."},
+    {"wait", method(wait), METH_FASTCALL, "wait(operation, seconds): polls until it is done; False when time is up."},
+    {nullptr, nullptr, 0, nullptr}};
+
+PyGetSetDef properties[] = {
+    {"backend_pid", backend_pid, nullptr, "0 before it is known.", nullptr},
+    {"server_parameters", server_parameters, nullptr, "A copy of what ParameterStatus has told.", nullptr},
+    {"transaction_status", transaction_status, nullptr, "'I', 'T' or 'E'; '' before the first ReadyForQuery.", nullptr},
+    {"closed", closed, nullptr, "Lost or closed.", nullptr},
+    {"in_flight", in_flight, nullptr, "Requests started and not finished; abandoned ones until drained.", nullptr},
+    {"quiet", quiet, nullptr, "Nothing in flight and nothing to send.", nullptr},
+    {nullptr, nullptr, nullptr, nullptr, nullptr}};
+
+}  // namespace
+
+PyTypeObject* connection_type() { return the_connection_type; }
+
+int register_connection(PyObject* module) {
+  static std::vector<PyMethodDef> all;
+  for (const auto* each = methods; each->ml_name != nullptr; ++each) all.push_back(*each);
+  for (const auto* each = loop_methods; each->ml_name != nullptr; ++each) all.push_back(*each);
+  all.push_back({});
+  PyType_Slot slots[] = {{Py_tp_new, slot(make)},           {Py_tp_dealloc, slot(dealloc)},
+                         {Py_tp_finalize, slot(finalize)},  {Py_tp_traverse, slot(traverse)},
+                         {Py_tp_clear, slot(clear)},        {Py_tp_repr, slot(repr)},
+                         {Py_tp_methods, all.data()},       {Py_tp_getset, properties},
+                         {Py_tp_doc, const_cast<char*>("One connection on the poll API; see core.pyi.")},
+                         {0, nullptr}};
+  PyType_Spec spec = {"pgpoll.core.Connection", sizeof(connection_object), 0,
+                      Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE, slots};
+  the_connection_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
+  return the_connection_type == nullptr ? -1 : PyModule_AddType(module, the_connection_type);
+}
+
+}  // namespace pgpoll::py

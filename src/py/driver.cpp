@@ -1,0 +1,286 @@
+#include "py/driver.hpp"
+
+#include <pthread.h>
+
+#include <atomic>
+
+#include "py/codecs/codecs.hpp"
+#include "py/errors.hpp"
+#include "py/operation.hpp"
+
+namespace pgpoll::py {
+namespace {
+
+std::atomic<unsigned> forks{0};
+
+std::string reason(const core::session& session) {
+  const auto why = session.why_ended();
+  return why && !why->message.empty() && why->message != "closed" ? ": " + why->message : std::string();
+}
+
+// The rules of start_*: the process, then whether the connection still takes requests, then whether it is busy.
+bool may_start(const driver_object* driver) {
+  if (!check_process(driver)) return false;
+  const auto& session = *driver->session;
+  if (!session.accepting()) {
+    raise_interface_error("the connection is closed" + reason(session));
+    return false;
+  }
+  return true;
+}
+
+bool may_start_request(const driver_object* driver) {
+  if (!may_start(driver)) return false;
+  if (!driver->connecting) {
+    raise_interface_error("not connected: start_connect() comes first");
+    return false;
+  }
+  auto in_flight = driver->session->in_flight();
+  if (!driver->pipeline && in_flight > 0) {
+    raise_error("BusyError", "client is busy");
+    return false;
+  }
+  if (driver->max_queued != 0 && in_flight >= driver->max_queued) {
+    raise_error("BusyError", "client is busy: " + std::to_string(in_flight) + " requests are queued");
+    return false;
+  }
+  return true;
+}
+
+// The text of a statement as the wire takes it. What can't be sent is the caller's mistake.
+bool read_sql(PyObject* sql, std::string_view& out) {
+  if (!PyUnicode_Check(sql)) {
+    raise_interface_error(std::string("sql must be str, not ") + Py_TYPE(sql)->tp_name);
+    return false;
+  }
+  Py_ssize_t size = 0;
+  const char* text = PyUnicode_AsUTF8AndSize(sql, &size);
+  if (text == nullptr) {
+    if (!PyErr_ExceptionMatches(PyExc_UnicodeEncodeError)) return false;
+    PyErr_Clear();
+    raise_interface_error("sql has a lone surrogate, which UTF-8 can't express");
+    return false;
+  }
+  out = {text, static_cast<std::size_t>(size)};
+  if (out.find('\0') != std::string_view::npos) {
+    raise_interface_error("sql has a NUL character");
+    return false;
+  }
+  if (out.size() > (std::size_t{1} << 30) - 1024) {
+    raise_interface_error("sql is longer than 1 GiB");
+    return false;
+  }
+  return true;
+}
+
+// What every start ends with: `begin` queues the request in the core.
+template <class Begin>
+PyObject* start(driver_object* driver, PyObject* sql, Begin begin) {
+  auto* handle = operation_new(driver, sql);
+  if (handle == nullptr) return nullptr;
+  auto held = ref::steal(as_object(handle));
+  if (!driver->unflushed) driver->burst = driver->session->quiet();
+  driver->unflushed = true;
+  auto op = begin(handle);
+  if (op->owner != nullptr) return Py_NewRef(static_cast<PyObject*>(op->owner));  // all closers share one operation
+  keep(handle, std::move(op));
+  return held.release();
+}
+
+template <class Begin>
+PyObject* start_text(driver_object* driver, PyObject* sql, Begin begin) {
+  std::string_view text;
+  if (!read_sql(sql, text) || !may_start_request(driver)) return nullptr;
+  return start(driver, sql, [&](operation_object*) { return begin(std::string(text)); });
+}
+
+bool check_arguments(PyObject* arguments) {
+  if (PyTuple_Check(arguments)) return true;
+  raise_interface_error(std::string("args must be a tuple, not ") + Py_TYPE(arguments)->tp_name);
+  return false;
+}
+
+bool encode(const core::statement& statement, PyObject* arguments, std::string& out) {
+  return encode_arguments(statement, &PyTuple_GET_ITEM(arguments, 0), PyTuple_GET_SIZE(arguments), out);
+}
+
+PyObject* start_described(driver_object* driver, PyObject* sql, PyObject* arguments, core::statement_ptr statement) {
+  std::string encoded;
+  if (!encode(*statement, arguments, encoded)) return nullptr;
+  if (!may_start_request(driver)) return nullptr;  // encoding may have run a caller's code
+  return start(driver, sql, [&](operation_object*) {
+    return driver->session->start_execute(std::move(statement), std::move(encoded));
+  });
+}
+
+PyObject* start_undescribed(driver_object* driver, PyObject* sql, PyObject* arguments, std::string_view text) {
+  auto context = ref::steal(PyContext_CopyCurrent());
+  if (!context) return nullptr;
+  return start(driver, sql, [&](operation_object* handle) {
+    handle->arguments = Py_NewRef(arguments);
+    handle->context = context.release();
+    return driver->session->start_execute(std::string(text));
+  });
+}
+
+// Encodes one request's arguments in its own context; what that raises becomes its outcome.
+bool encode_late(operation_object* handle, std::string& out) {
+  auto arguments = ref::steal(std::exchange(handle->arguments, nullptr));
+  auto context = ref::steal(std::exchange(handle->context, nullptr));
+  if (PyContext_Enter(context.get()) < 0) return false;
+  bool encoded = false;
+  try {
+    encoded = encode(*handle->op->statement, arguments.get(), out);
+  } catch (...) {
+    raise_current();
+  }
+  auto raised = encoded ? pending_error() : pending_error::fetch();
+  PyContext_Exit(context.get());
+  if (raised) raised.restore();
+  return encoded;
+}
+
+ref text_of(std::string_view text) {
+  return ref::steal(PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace"));
+}
+
+}  // namespace
+
+unsigned fork_generation() { return forks.load(std::memory_order_relaxed); }
+
+void watch_forks() {
+  pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
+}
+
+bool check_process(const driver_object* driver) {
+  if (driver->generation == fork_generation()) return true;
+  raise_interface_error("the connection belongs to the parent process: connect again after fork()");
+  return false;
+}
+
+PyObject* start_connect(driver_object* driver) {
+  if (!may_start(driver)) return nullptr;
+  if (driver->connecting) return raise_interface_error("start_connect() was called before");
+  auto* started = start(driver, nullptr, [&](operation_object*) { return driver->session->start_connect(); });
+  driver->connecting = started != nullptr;
+  return started;
+}
+
+PyObject* start_execute(driver_object* driver, PyObject* sql, PyObject* arguments) {
+  if (!check_arguments(arguments)) return nullptr;
+  if (is_prepared(sql)) {
+    if (!may_start_request(driver)) return nullptr;
+    return start_described(driver, sql, arguments, reinterpret_cast<prepared_object*>(sql)->statement);
+  }
+  std::string_view text;
+  if (!read_sql(sql, text) || !may_start_request(driver)) return nullptr;
+  if (auto known = driver->session->find_statement(text))
+    return start_described(driver, sql, arguments, std::move(known));
+  return start_undescribed(driver, sql, arguments, text);
+}
+
+PyObject* start_prepare(driver_object* driver, PyObject* sql) {
+  return start_text(driver, sql, [&](std::string text) { return driver->session->start_prepare(std::move(text)); });
+}
+
+PyObject* start_script(driver_object* driver, PyObject* sql) {
+  return start_text(driver, sql, [&](std::string text) { return driver->session->start_script(std::move(text)); });
+}
+
+PyObject* start_command(driver_object* driver, PyObject* sql) {
+  return start_text(driver, sql, [&](std::string text) { return driver->session->start_command(std::move(text)); });
+}
+
+PyObject* start_close(driver_object* driver) {
+  if (!check_process(driver)) return nullptr;
+  if (driver->session->ended()) return raise_interface_error("the connection is closed" + reason(*driver->session));
+  return start(driver, nullptr, [&](operation_object*) { return driver->session->start_close(); });
+}
+
+bool encode_described(driver_object* driver) {
+  auto& session = *driver->session;
+  bool any = false;
+  while (auto op = session.next_unencoded()) {
+    any = true;
+    auto held = ref::borrow(static_cast<PyObject*>(op->owner));
+    auto* handle = reinterpret_cast<operation_object*>(held.get());
+    std::string encoded;
+    bool good = handle != nullptr && handle->arguments != nullptr && encode_late(handle, encoded);
+    if (PyErr_Occurred() != nullptr) {
+      auto raised = pending_error::fetch();
+      auto error = ref::steal(raised.take());
+      if (handle != nullptr && handle->error == nullptr) handle->error = error.release();
+    }
+    if (op->done() || op->abandoned) continue;  // what encoding ran may have abandoned it, or closed the connection
+    if (good) {
+      session.supply(*op, std::move(encoded));
+    } else {
+      session.refuse(*op);
+    }
+  }
+  return any;
+}
+
+ref next_completed(driver_object* driver) {
+  while (auto op = driver->session->next_completed()) {
+    if (op->owner == nullptr) continue;
+    return let_go(static_cast<operation_object*>(op->owner));
+  }
+  return {};
+}
+
+int traverse_driver(driver_object* driver, visitproc visit, void* arg) {
+  for (auto* each = driver->operations; each != nullptr; each = each->next)
+    if (each->kept) Py_VISIT(as_object(each));
+  return 0;
+}
+
+void release_operations(driver_object* driver) {
+  while (auto* first = driver->operations) {
+    driver->operations = first->next;
+    if (first->next != nullptr) first->next->previous = nullptr;
+    first->next = nullptr;
+    first->driver = nullptr;
+    let_go(first);
+  }
+}
+
+void fail_for_drop(driver_object* driver) {
+  core::failure why;
+  why.kind = core::failure::kind::closed;
+  why.message = "closed";
+  try {
+    driver->session->fail(std::move(why));
+  } catch (...) {
+    raise_current();
+    PyErr_WriteUnraisable(nullptr);
+  }
+}
+
+PyObject* parameters_dict(const core::session& session) {
+  auto out = ref::steal(PyDict_New());
+  if (!out) return nullptr;
+  for (const auto& [name, value] : session.parameters()) {
+    auto key = text_of(name);
+    auto text = text_of(value);
+    if (!key || !text || PyDict_SetItem(out.get(), key.get(), text.get()) < 0) return nullptr;
+  }
+  return out.release();
+}
+
+PyObject* status_text(const core::session& session) {
+  char status = session.transaction_status();
+  return PyUnicode_FromStringAndSize(&status, status == '\0' ? 0 : 1);
+}
+
+PyObject* notices_list(core::session& session) {
+  auto out = ref::steal(PyList_New(0));
+  if (!out) return nullptr;
+  for (const auto& each : session.take_notices()) {
+    auto fields = message_fields(*each.message);
+    if (!fields || PyList_Append(out.get(), fields.get()) < 0) return nullptr;
+  }
+  return out.release();
+}
+
+}  // namespace pgpoll::py

@@ -1,0 +1,71 @@
+// What Connection and Session have in common: requests are started, their arguments encoded and their Operations kept.
+//
+// A driver keeps every Operation that is in flight, or finished and not taken, alive; core::operation::owner points
+// at it. An Operation knows its driver until the driver goes. User code runs in exactly two places here: encoding
+// (encode_arguments) and building an error or a result; both are outside the core and may re-enter the driver.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+#include "core/session.hpp"
+#include "py/ref.hpp"
+
+namespace pgpoll::py {
+
+struct operation_object;
+
+struct driver_object {
+  PyObject_HEAD
+  core::session* session;        // owned by the object that this is the head of
+  operation_object* operations;  // all that live, newest first
+  std::size_t max_queued;        // 0: no bound
+  unsigned generation;           // of this process, see fork_generation()
+  bool pipeline;                 // else one request at a time
+  bool advancing;                // within poll(): the core is pumped or arguments are encoded
+  bool connecting;               // start_connect() was called
+  bool burst;                    // all that is in flight was started since the last flush (D4: sent at once)
+  bool unflushed;                // something was started or abandoned since the last flush
+};
+
+// Changes in the child of a fork: connections made before belong to the parent.
+unsigned fork_generation();
+void watch_forks();
+
+// False, with InterfaceError set, in the child of a fork.
+bool check_process(const driver_object* driver);
+
+// Requests. New references to Operations; null with an exception set, nothing queued.
+PyObject* start_connect(driver_object* driver);
+PyObject* start_execute(driver_object* driver, PyObject* sql_or_prepared, PyObject* arguments);
+PyObject* start_prepare(driver_object* driver, PyObject* sql);
+PyObject* start_script(driver_object* driver, PyObject* sql);
+PyObject* start_command(driver_object* driver, PyObject* sql);
+PyObject* start_close(driver_object* driver);
+
+// Encodes the arguments of every request whose description has come; true if there was one (pump again).
+bool encode_described(driver_object* driver);
+
+// The oldest finished Operation not yet taken, taken now; null, no exception, where there is none.
+ref next_completed(driver_object* driver);
+
+// What the Python types share.
+int traverse_driver(driver_object* driver, visitproc visit, void* arg);
+void release_operations(driver_object* driver);  // lets go of all its Operations
+void fail_for_drop(driver_object* driver);       // the driver is dropped: every operation ends
+PyObject* parameters_dict(const core::session& session);
+PyObject* status_text(const core::session& session);
+PyObject* notices_list(core::session& session);
+
+// True while it lives; only one at a time for each driver.
+class advance_guard {
+ public:
+  explicit advance_guard(driver_object* driver) : driver_(driver) { driver_->advancing = true; }
+  advance_guard(const advance_guard&) = delete;
+  ~advance_guard() { driver_->advancing = false; }
+
+ private:
+  driver_object* driver_;
+};
+
+}  // namespace pgpoll::py

@@ -1,0 +1,55 @@
+// Operation, the caller's handle of one request, and PreparedStatement.
+#pragma once
+
+#include "core/result.hpp"
+#include "py/driver.hpp"
+#include "py/ref.hpp"
+
+namespace pgpoll::py {
+
+struct waiter_object;
+
+struct operation_object {
+  PyObject_HEAD
+  core::operation_ptr op;
+  driver_object* driver;  // borrowed; null once it is gone
+  operation_object* next;
+  operation_object* previous;
+  PyObject* sql;        // str or PreparedStatement
+  PyObject* arguments;  // kept until the description has come,
+  PyObject* context;    // with the context that they are encoded in
+  PyObject* result;     // cached
+  PyObject* error;      // cached; or what encoding raised
+  waiter_object* waiter;
+  bool kept;  // the driver holds a reference: in flight, or finished and not taken
+};
+
+struct prepared_object {
+  PyObject_HEAD
+  core::statement_ptr statement;
+};
+
+int register_operation(PyObject* module);
+int register_prepared(PyObject* module);
+PyTypeObject* operation_type();
+bool is_prepared(PyObject* object);
+PyObject* prepared_new(core::statement_ptr statement);
+
+inline PyObject* as_object(operation_object* handle) { return reinterpret_cast<PyObject*>(handle); }
+
+// A handle of `driver` without an operation yet; keep() gives it one and lets the driver keep it.
+operation_object* operation_new(driver_object* driver, PyObject* sql);
+void keep(operation_object* handle, core::operation_ptr op);
+
+// The driver's reference, which the caller takes over; empty if there is none.
+ref let_go(operation_object* handle);
+void take(operation_object* handle);     // strikes it from the finished ones, if it is among them
+void forget_arguments(operation_object* handle);
+
+// Interest ends: the driver lets go of it. Null, no effect, on a finished one that was taken.
+void abandon(operation_object* handle);
+
+// Operation.result(): takes it.
+PyObject* operation_result(operation_object* handle);
+
+}  // namespace pgpoll::py

@@ -31,6 +31,7 @@ session::reply_turn_awaiter session::reply_turn(writer turn) {
 
 session::rows_awaiter session::data_rows(raw_result& sink) {
   running_->sink = &sink;
+  running_->rows_came = false;
   return {*this};
 }
 

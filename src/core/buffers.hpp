@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -29,8 +30,11 @@ class inbound_bytes {
   void limit(std::size_t size) { limit_ = size; }
   std::size_t buffered() const { return end_ - begin_; }
 
-  // The type of the next message, whole or not; '\0' where its header is not here yet.
-  char peek_type() const { return buffered() < header_size ? '\0' : data_[begin_]; }
+  // The type of the next message, whole or not, once its header is here.
+  std::optional<wire::backend> peek_type() const {
+    if (buffered() < header_size) return std::nullopt;
+    return static_cast<wire::backend>(data_[begin_]);
+  }
 
   // Takes the next message where it is whole.
   bool next(wire::message& out) {
@@ -45,7 +49,7 @@ class inbound_bytes {
   // Takes the longest run of whole DataRows, each checked against the number of columns.
   std::string_view take_rows(std::size_t columns) {
     const auto start = begin_;
-    while (peek_type() == static_cast<char>(wire::backend::data_row)) {
+    while (peek_type() == wire::backend::data_row) {
       const auto size = whole();
       if (size == 0) break;
       wire::check_data_row({data_.get() + begin_ + header_size, size - header_size}, columns);

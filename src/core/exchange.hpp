@@ -39,6 +39,7 @@ struct exchange_promise {
   bool draining = false;  // it has its error; what is left is read to ReadyForQuery
   failure_ptr error;
   raw_result* sink = nullptr;            // of data_rows
+  bool rows_came = false;                // into it, kept or not
   bool answered = false;                 // supply() or refuse() has been called
   std::optional<std::string> arguments;  // empty where refused
   std::exception_ptr thrown;

@@ -62,6 +62,7 @@ exchange session::execute(operation_ptr op, std::string sql, statement_ptr prepa
     if (!supplied) {  // no Bind; the statement stays cached
       if (!running_->in_replies) co_return;
       sync(*running_);
+      release_writer(*running_);
       ready_for_query(co_await next_message());
       co_return;
     }
@@ -83,6 +84,7 @@ exchange session::execute(operation_ptr op, std::string sql, statement_ptr prepa
   result.columns = columns;
   co_await data_rows(result);
   const auto end = co_await next_message();
+  if (running_->rows_came) expect(end, backend::command_complete);
   if (end.type == backend::command_complete) {
     result.tag = command_tag(end);
   } else if (end.type == backend::copy_in_response || end.type == backend::copy_out_response) {
@@ -134,7 +136,7 @@ exchange session::script(operation_ptr op, std::string sql) {
   out().query(sql);
   running_->synced = true;
   co_await reply_turn(writer::keep);
-  for (;;) {
+  for (bool answered = false;; answered = true) {
     const auto got = co_await next_message();
     switch (got.type) {
       case backend::row_description: {
@@ -154,6 +156,7 @@ exchange session::script(operation_ptr op, std::string sql) {
         co_await refuse_copy(got, false);
         break;
       default:
+        if (!answered) expect(got, backend::command_complete);
         ready_for_query(got);
         co_return;
     }
@@ -197,10 +200,10 @@ step<bool> session::refuse_copy(wire::message response, bool extended) {
 
 // An empty query that a CancelRequest may still hit instead of a caller's: the rule of D6.
 exchange session::drain_stray_cancel(operation_ptr) {
-  co_await write_turn();
+  running_->first_byte = outbound_.written_total();
   out().query("");
   running_->synced = true;
-  co_await reply_turn(writer::keep);
+  co_await reply_turn();
   expect(co_await next_message(), backend::empty_query_response);
   ready_for_query(co_await next_message());
 }

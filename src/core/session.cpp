@@ -16,7 +16,9 @@ constexpr std::size_t unauthenticated_limit = 64 * 1024;
 constexpr std::size_t max_error_text = 64 * 1024;
 constexpr std::size_t max_parameters = 1000;
 constexpr std::size_t max_parameter_bytes = std::size_t{1} << 20;
-constexpr std::size_t max_notices = 1000;  // kept for the face; past it the oldest go
+constexpr std::size_t max_notices = 1000;  // kept until the face takes them; what comes past either bound is dropped
+constexpr std::size_t max_notice_bytes = std::size_t{1} << 20;
+constexpr std::size_t max_startup_messages = 1000;
 
 failure_ptr failure_of(enum failure::kind kind, std::string message,
                        std::shared_ptr<const server_message> server = nullptr, failure_ptr cause = nullptr) {
@@ -287,9 +289,9 @@ void session::sent(std::size_t size) {
 
 bool session::wants_pump() const {
   if (state_ == state::ended) return false;
-  if (computing_ || (writer_ != nullptr && writer_->answered)) return true;
-  if (writer_ != nullptr) return false;
-  return (cancelling_ == cancelling::drain && replies_.empty()) || (!writing_.empty() && may_write());
+  if (computing_ || may_drain()) return true;
+  if (writer_ != nullptr) return writer_->answered && cancelling_ == cancelling::no;
+  return !writing_.empty() && may_write();
 }
 
 bool session::read_replies() {
@@ -323,7 +325,7 @@ bool session::advance_head() {
       if (pull_rows()) return run(p), true;
       return false;
     case waiting::arguments:
-      if (!p.answered && !p.op->abandoned) return false;
+      if (!p.op->abandoned && (!p.answered || cancelling_ == cancelling::socket_open)) return false;
       p.answered = false;
       run(p);
       return true;
@@ -349,20 +351,17 @@ bool session::may_write() const {
 bool session::grant_writers() {
   bool any = false;
   while (state_ != state::ended) {
-    if (writer_ != nullptr) {
-      auto& p = *writer_;
-      if (p.in_replies || p.wait != waiting::arguments || !p.answered) break;
-      p.answered = false;
-      run(p);
-    } else if (cancelling_ == cancelling::drain && replies_.empty()) {
+    if (may_drain()) {
+      // Whoever holds the writer has written nothing yet, so the drain goes in front, without a turn.
       auto op = std::make_shared<operation>();
       op->kind = operation::kind::drain;
       op->abandoned = true;
       cancelling_ = cancelling::draining;
-      auto& p = drain_stray_cancel(op).handle.promise();
-      op->exchange = &p;
-      ++in_flight_;
-      writer_ = &p;
+      begin(op, drain_stray_cancel(op));
+    } else if (writer_ != nullptr) {
+      auto& p = *writer_;
+      if (p.in_replies || p.wait != waiting::arguments || !p.answered || cancelling_ != cancelling::no) break;
+      p.answered = false;
       run(p);
     } else if (!writing_.empty() && may_write()) {
       auto& p = *writing_.front();
@@ -377,9 +376,18 @@ bool session::grant_writers() {
   return any;
 }
 
+// The CancelRequest's socket has ended and so has what it was for.
+bool session::may_drain() const {
+  return cancelling_ == cancelling::drain && replies_.empty() && (writer_ == nullptr || !writer_->in_replies);
+}
+
 bool session::next(wire::message& got) {
-  while (inbound_.next(got))
+  while (inbound_.next(got)) {
+    if (!authenticated_ && ++startup_messages_ > max_startup_messages)
+      throw wire::protocol_violation(wire::name_of(got.type) +
+                                     ": more than 1,000 messages before authentication, at byte 0");
     if (!asynchronous(got)) return true;
+  }
   return false;
 }
 
@@ -395,12 +403,14 @@ bool session::pull_rows() {
   auto& p = *replies_.front();
   const auto& columns = p.sink->columns;
   for (;;) {
-    const auto type = static_cast<backend>(inbound_.peek_type());
-    switch (type) {
+    const auto type = inbound_.peek_type();
+    if (!type) return false;
+    switch (*type) {
       case backend::data_row: {
         if (!columns) throw wire::protocol_violation("DataRow: without a RowDescription at byte 0");
         const auto run_of_rows = inbound_.take_rows(columns->columns.size());
         if (run_of_rows.empty()) return false;
+        p.rows_came = true;
         if (!p.op->abandoned) p.sink->rows.append(run_of_rows.data(), run_of_rows.size());
         break;
       }
@@ -413,7 +423,7 @@ bool session::pull_rows() {
         break;
       }
       default:
-        return inbound_.peek_type() != '\0';
+        return true;
     }
   }
 }
@@ -465,8 +475,7 @@ void session::unasked(const wire::message& got) {
 bool session::asynchronous(const wire::message& got) {
   switch (got.type) {
     case backend::notice_response:
-      if (notices_.size() >= max_notices) notices_.erase(notices_.begin());
-      notices_.push_back({fields_of(got)});
+      if (authenticated_) keep_notice(got);
       return true;
     case backend::notification_response: {
       auto body = got.read("NotificationResponse");
@@ -482,6 +491,12 @@ bool session::asynchronous(const wire::message& got) {
     default:
       return false;
   }
+}
+
+void session::keep_notice(const wire::message& got) {
+  notice_bytes_ += got.body.size();
+  if (notices_.size() >= max_notices || notice_bytes_ > max_notice_bytes) return;
+  notices_.push_back({fields_of(got)});
 }
 
 void session::parameter_status(const wire::message& got) {
@@ -511,7 +526,8 @@ std::shared_ptr<const server_message> session::fields_of(const wire::message& go
   while (body.left() > 0) {
     const auto code = static_cast<char>(body.uint8());
     if (code == '\0') break;
-    fields->fields.emplace_back(code, body.string().substr(0, max_error_text));
+    fields->fields.emplace_back(
+        code, body.string_or_rest().substr(0, max_error_text));  // errors are told, well-formed or not
   }
   return fields;
 }

@@ -107,7 +107,10 @@ class session {
   char transaction_status() const { return transaction_status_; }  // 'I', 'T', 'E'; '\0' before the first ReadyForQuery
   const std::map<std::string, std::string, std::less<>>& parameters() const { return parameters_; }
   const std::optional<cancel_key>& key() const { return key_; }
-  std::vector<notice> take_notices() { return std::exchange(notices_, {}); }
+  std::vector<notice> take_notices() {
+    notice_bytes_ = 0;
+    return std::exchange(notices_, {});
+  }
 
   // Cancelling at the server (D6): the face asks, sends the CancelRequest on a socket of its own and says when
   // that socket begins and has reached its end. In between, and until one empty query has drained a stray 57014, no
@@ -173,11 +176,13 @@ class session {
   bool advance_head();
   bool grant_writers();
   bool may_write() const;
+  bool may_drain() const;
   bool pull();       // the head's next message into message_; false where bytes run out or an error has come
   bool pull_rows();  // all DataRows at hand; true where something else follows
   bool drain();      // to the head's ReadyForQuery; true once it is finished
   bool next(wire::message& got);
   bool asynchronous(const wire::message& got);
+  void keep_notice(const wire::message& got);
   void parameter_status(const wire::message& got);
   void server_error(exchange_promise& p, const wire::message& got);
   void unasked(const wire::message& got);
@@ -213,6 +218,8 @@ class session {
   std::size_t parameter_bytes_ = 0;
   std::optional<cancel_key> key_;
   std::vector<notice> notices_;
+  std::size_t notice_bytes_ = 0;
+  std::size_t startup_messages_ = 0;
   std::uint64_t statements_named_ = 0;
 };
 

@@ -88,7 +88,7 @@ exchange session::startup(operation_ptr) {
     got = co_await next_message();
   }
   ready_for_query(got);
-  state_ = state::ready;
+  if (state_ == state::starting) state_ = state::ready;  // else a close waits behind us
   release_writer(*running_);
 }
 

@@ -141,6 +141,11 @@ PyObject* server_parameters(PyObject* object, void*) {
 }
 PyObject* transaction_status(PyObject* object, void*) { return status_text(session_of(object)); }
 PyObject* closed(PyObject* object, void*) { return PyBool_FromLong(session_of(object).ended()); }
+PyObject* why_closed(PyObject* object, void*) {
+  const auto& why = session_of(object).why_ended();
+  if (!why) Py_RETURN_NONE;
+  return guarded([&] { return make_error(*why, core::operation{}).release(); });
+}
 PyObject* in_flight(PyObject* object, void*) { return PyLong_FromSize_t(session_of(object).in_flight()); }
 PyObject* quiet(PyObject* object, void*) { return PyBool_FromLong(session_of(object).quiet()); }
 
@@ -219,6 +224,7 @@ PyGetSetDef properties[] = {
     {"server_parameters", server_parameters, nullptr, "A copy of what ParameterStatus has told.", nullptr},
     {"transaction_status", transaction_status, nullptr, "'I', 'T' or 'E'; '' before the first ReadyForQuery.", nullptr},
     {"closed", closed, nullptr, "Lost or closed.", nullptr},
+    {"why_closed", why_closed, nullptr, "The error that ended it, made anew; None while it is open.", nullptr},
     {"in_flight", in_flight, nullptr, "Requests started and not finished; abandoned ones until drained.", nullptr},
     {"quiet", quiet, nullptr, "Nothing in flight and nothing to send.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};

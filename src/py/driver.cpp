@@ -29,13 +29,20 @@ bool may_start(const driver_object* driver) {
   return true;
 }
 
+// The empty query that drains a stray cancellation is nobody's request: who has no handle for it is not made to wait.
+std::size_t requests_in_flight(const core::session& session) {
+  const auto* head = session.head();
+  const bool draining = head != nullptr && head->kind == core::operation::kind::drain;
+  return session.in_flight() - (draining ? 1 : 0);
+}
+
 bool may_start_request(const driver_object* driver) {
   if (!may_start(driver)) return false;
   if (!driver->connecting) {
     raise_interface_error("not connected: start_connect() comes first");
     return false;
   }
-  auto in_flight = driver->session->in_flight();
+  auto in_flight = requests_in_flight(*driver->session);
   if (!driver->pipeline && in_flight > 0) {
     raise_error("BusyError", "client is busy");
     return false;

@@ -17,39 +17,12 @@ record* as_record(PyObject* object) {
 
 // Names ----------------------------------------------------------------------------------------------------------
 
-void descriptor_dealloc(PyObject* self) {
-  auto* descriptor = reinterpret_cast<record_descriptor*>(self);
-  Py_XDECREF(descriptor->names);
-  Py_XDECREF(descriptor->index);
-  PyObject_Free(self);
-}
-
-PyTypeObject descriptor_type =
-    static_type("pgpoll.core._RecordDescriptor", sizeof(record_descriptor), descriptor_dealloc);
-
-PyObject* index_of_names(record_descriptor* descriptor) {
-  if (descriptor->index != nullptr) return descriptor->index;
-  auto index = ref::steal(PyDict_New());
-  auto twice = ref::steal(PyLong_FromLong(-1));
-  if (!index || !twice) return nullptr;
-  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(descriptor->names); ++i) {
-    auto position = ref::steal(PyLong_FromSsize_t(i));
-    if (!position) return nullptr;
-    PyObject* name = PyTuple_GET_ITEM(descriptor->names, i);
-    PyObject* first = PyDict_SetDefault(index.get(), name, position.get());
-    if (first == nullptr || (first != position.get() && PyDict_SetItem(index.get(), name, twice.get()) < 0))
-      return nullptr;
-  }
-  if (descriptor->index == nullptr) descriptor->index = index.release();
-  return descriptor->index;
-}
-
 constexpr Py_ssize_t absent = -2;
 constexpr Py_ssize_t ambiguous = -1;
 constexpr Py_ssize_t failed = -3;
 
 Py_ssize_t find_column(record* self, PyObject* name) {
-  PyObject* index = index_of_names(self->descriptor);
+  PyObject* index = record_index(self->descriptor);
   if (index == nullptr) return failed;
   PyObject* position = PyDict_GetItemWithError(index, name);
   if (position == nullptr) return PyErr_Occurred() ? failed : absent;
@@ -276,7 +249,8 @@ PyObject* make_record(PyObject*, PyObject* args) {
 // Iteration ------------------------------------------------------------------------------------------------------
 
 struct iterator {
-  PyObject_HEAD PyObject* over;
+  PyObject ob_base;
+  PyObject* over;
   Py_ssize_t at;
 };
 
@@ -362,15 +336,6 @@ PyTypeObject* record_type() {
   return &plain_type;
 }
 
-record_descriptor* record_descriptor_new(PyObject* names, bool collectable) {
-  auto* made = PyObject_New(record_descriptor, &descriptor_type);
-  if (made == nullptr) return nullptr;
-  made->names = Py_NewRef(names);
-  made->index = nullptr;
-  made->collectable = collectable;
-  return made;
-}
-
 record* record_new(record_descriptor* descriptor) {
   const auto size = PyTuple_GET_SIZE(descriptor->names);
   record* made = nullptr;
@@ -392,7 +357,7 @@ record* record_new(record_descriptor* descriptor) {
 }
 
 int register_record(PyObject* module) {
-  if (PyType_Ready(&descriptor_type) < 0 || PyType_Ready(&iterator_type) < 0 || PyType_Ready(&plain_type) < 0 ||
+  if (register_record_descriptor() < 0 || PyType_Ready(&iterator_type) < 0 || PyType_Ready(&plain_type) < 0 ||
       PyType_Ready(&record_collectable_type) < 0 || PyModule_AddFunctions(module, functions) < 0)
     return -1;
   unpickle = PyObject_GetAttrString(module, "_record");

@@ -7,20 +7,13 @@
 
 #include "py/ref.hpp"
 
+#include "py/record_descriptor.hpp"
+
 namespace pgpoll::py {
 
-// The names of a row's columns, shared by all records of a result. A Python object only for its reference count.
-struct record_descriptor {
-  PyObject_HEAD PyObject* names;  // tuple of str
-  PyObject* index;                // name -> position, -1 for a name that occurs twice; made when first asked for
-  bool collectable;
-};
-
-// New reference; null with an exception set. `names` is a tuple of str.
-record_descriptor* record_descriptor_new(PyObject* names, bool collectable);
-
 struct record {
-  PyObject_VAR_HEAD record_descriptor* descriptor;
+  PyVarObject ob_base;
+  record_descriptor* descriptor;
   PyObject* items[1];
 };
 

@@ -15,7 +15,8 @@ extern PyTypeObject result_type;
 extern PyTypeObject iterator_type;
 
 struct result {
-  PyObject_HEAD core::raw_result raw;
+  PyObject ob_base;
+  core::raw_result raw;
   plan_ptr plan;  // null where the statement returns no rows
 
   std::size_t size() const { return raw.rows.size(); }
@@ -53,7 +54,8 @@ struct walk {
 };
 
 struct iterator {
-  PyObject_HEAD result* over;
+  PyObject ob_base;
+  result* over;
   walk at;
 };
 

@@ -50,6 +50,9 @@ class reader {
     return text;
   }
 
+  // A string that may lack its zero at the end of the message.
+  std::string_view string_or_rest() { return body_.find('\0', at_) == std::string_view::npos ? rest() : string(); }
+
   std::string_view rest() { return bytes(left()); }
   std::size_t left() const { return body_.size() - at_; }
   void end() const {

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, Union
+from typing import Any, Protocol, Self
 
 import pgpoll
 from backend import FrontendMessage, FrontendReader, started
@@ -60,7 +60,7 @@ class where:  # noqa: N801 - reads as a word within a script
         return message.name == self.name and all(message[key] == value for key, value in wanted.items())
 
 
-Matcher = Union[str, where]
+Matcher = str | where
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Script:
 
 # Who carries bytes.
 
-Cut = Union[str, int]  # "whole", "bytes", or the offset in the server's stream at which one chunk ends
+Cut = str | int  # "whole", "bytes", or the offset in the server's stream at which one chunk ends
 
 
 class Peer(Protocol):
@@ -314,7 +314,8 @@ class Run:
 
     def drain(self) -> None:
         while (done := self.client.next_completed()) is not None:
-            assert done.done() and not any(done is each for each in self.finished), "finished twice"
+            assert done.done(), "handed out before it was finished"
+            assert not any(done is each for each in self.finished), "handed out twice"
             self.finished.append(done)
 
     def step(self, step: Act | Expect | Send) -> None:
@@ -430,7 +431,7 @@ class FakeServer:
         self.scripts = scripts
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]
-        self.failures: list[BaseException] = []
+        self.failures: list[Exception] = []
         self.runs: list[Run] = []
         self.thread = threading.Thread(target=self.serve, daemon=True)
 
@@ -442,7 +443,7 @@ class FakeServer:
                 connection.settimeout(10)
                 with connection:
                     self.runs.append(Run(Accepted(connection)).play(server_side(script), len(script.steps)))
-        except BaseException as error:
+        except (AssertionError, OSError) as error:
             self.failures.append(error)
 
     def __enter__(self) -> Self:

@@ -33,7 +33,7 @@ from backend import (
     sasl,
 )
 from dialogues.execute import KNOWN, NEW, ONE, knows
-from dialogues.startup import scram_first, scram_until_proof
+from dialogues.startup import scram_until_proof
 from script import Memory, Run, Script, options
 
 # One well-formed message of every type of the protocol, by its name in the manual, and three bytes that begin none.

@@ -170,7 +170,7 @@ def test_golden(oid: int, value: Any, data: str) -> None:
 
 
 def test_golden_of_floats_that_equal_nothing_or_too_much() -> None:
-    assert math.isnan(core._decode(FLOAT8, core._encode(FLOAT8, math.nan)))
+    assert math.isnan(there_and_back(FLOAT8, math.nan))
     assert str(core._decode(FLOAT8, bytes.fromhex("8000000000000000"))) == "-0.0"
     for text, data in (
         ("NaN", "00000000c0000000"),
@@ -179,7 +179,7 @@ def test_golden_of_floats_that_equal_nothing_or_too_much() -> None:
     ):
         assert str(core._decode(NUMERIC, bytes.fromhex(data))) == text
         assert core._encode(NUMERIC, D(text)) == core._encode(NUMERIC, float(text))
-        assert str(core._decode(NUMERIC, core._encode(NUMERIC, D(text)))) == text
+        assert str(there_and_back(NUMERIC, D(text))) == text
     # jsonb comes with its own spaces, and json as it was written
     assert (
         core._decode(JSONB, b'\x01{"a": [1, null]}') == core._decode(JSON, b' {"a" :\n[1,null]} ') == {"a": [1, None]}
@@ -388,5 +388,5 @@ def test_round_trip_of_arrays(oid: int, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("oid", [JSON, JSONB])
 def test_array_of_json_has_one_dimension_of_any_values(oid: int) -> None:
-    value = [[1, [2]], {"a": []}, None, "x", 1.5, []]
+    value: list[Any] = [[1, [2]], {"a": []}, None, "x", 1.5, []]
     assert there_and_back(ARRAYS[oid], value) == value

@@ -47,11 +47,20 @@ from values import (
     there_and_back,
 )
 
+
+class Number(enum.IntEnum):
+    SEVEN = 7
+
+
+class Mood(enum.Enum):
+    HAPPY = "happy"
+
+
 TAKEN: list[tuple[int, Any, Any]] = [
     (INT4, 3.0, 3),
     (INT4, D("3.00"), 3),
     (INT4, D("0E-999999"), 0),
-    (INT8, enum.IntEnum("E", {"A": 7}).A, 7),  # type: ignore[attr-defined]
+    (INT8, Number.SEVEN, 7),
     (FLOAT8, 3, 3.0),
     (FLOAT8, 2**1000, float(2**1000)),
     (FLOAT8, D("0.5"), 0.5),
@@ -71,7 +80,7 @@ TAKEN: list[tuple[int, Any, Any]] = [
     (JSONB, "null", "null"),
     (INTERVAL, Interval(days=-1), dt.timedelta(days=-1)),
     (INTERVAL, Interval(microseconds=86_400_000_000), dt.timedelta(days=1)),
-    (SOME_ENUM, enum.Enum("E", {"A": "happy"}).A, "happy"),
+    (SOME_ENUM, Mood.HAPPY, "happy"),
     (SOME_ENUM, 5, "5"),
     (SOME_ENUM, 0.1, "0.1"),
     (SOME_ENUM, D("1.50"), "1.50"),
@@ -181,8 +190,9 @@ REFUSED: list[tuple[int, Any, str]] = [
 ]
 NAMES = {
     BOOL: "bool", INT2: "int2", INT4: "int4", INT8: "int8", OID: "oid", FLOAT4: "float4", FLOAT8: "float8",
-    TEXT: "text", NUMERIC: "numeric", CHAR: "char", BYTEA: "bytea", UUID: "uuid", DATE: "date", TIME: "time", TIMETZ: "timetz",
-    TIMESTAMP: "timestamp", TIMESTAMPTZ: "timestamptz", INTERVAL: "interval", JSON: "json", 1007: "int4[]",
+    TEXT: "text", NUMERIC: "numeric", CHAR: "char", BYTEA: "bytea", UUID: "uuid", DATE: "date", TIME: "time",
+    TIMETZ: "timetz", TIMESTAMP: "timestamp",
+    TIMESTAMPTZ: "timestamptz", INTERVAL: "interval", JSON: "json", 1007: "int4[]",
     SOME_ENUM: str(SOME_ENUM),
 }  # fmt: skip
 

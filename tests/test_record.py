@@ -9,6 +9,7 @@ import pickle
 import struct
 import sys
 import threading
+import typing
 from typing import Any
 
 import pytest
@@ -153,7 +154,7 @@ def test_record_is_immutable() -> None:
         lambda: setattr(row, "a", 2),
         lambda: setattr(row, "z", 2),
         lambda: delattr(row, "a"),
-        lambda: row.__setitem__(0, 2),  # type: ignore[attr-defined]
+        lambda: row.__setitem__(0, 2),
     ):
         with pytest.raises((AttributeError, TypeError)):
             change()
@@ -178,7 +179,7 @@ def test_record_equals_and_hashes_as_its_tuple(left: list[Any], right: list[Any]
     assert hash(row) == hash(tuple(left))
     assert row != list(left)
     assert (row == made(right)) == (row == tuple(right)) == (left == right)
-    assert {row: 1}[tuple(left)] == 1
+    assert {tuple(left): 1}[row] == 1  # type: ignore[index]
 
 
 @given(st.lists(st.integers(0, 2), max_size=3), st.lists(st.integers(0, 2), max_size=3))
@@ -190,7 +191,7 @@ def test_record_orders_as_its_tuple(left: list[int], right: list[int]) -> None:
             left < right, left <= right, left > right, left >= right,
         )  # fmt: skip
     with pytest.raises(TypeError):
-        a < [1]  # noqa: B015
+        a < [1]  # type: ignore[operator]  # noqa: B015
 
 
 @pytest.mark.parametrize("row", [record(a=1, b="x"), record(j={"k": [1]}, n=None), record(), doubled()], ids=repr)
@@ -292,7 +293,7 @@ def test_result_is_a_lazy_sequence() -> None:
         result["i"]  # type: ignore[call-overload]
     assert next(reversed(result)) == (99,)
     assert repr(result) == "<Result 'SELECT 100', 100 rows>"
-    assert core.Result[core.Record]
+    assert typing.get_args(core.Result[core.Record]) == (core.Record,)
 
 
 @pytest.mark.parametrize("n", [0, 1, 15, 16, 17, 1000])

@@ -8,6 +8,7 @@ from backend import (
     backend_key_data,
     bind_complete,
     data_row,
+    described,
     error_response,
     int4,
     notice,
@@ -17,7 +18,7 @@ from backend import (
     started,
 )
 from dialogues import DIALOGUES
-from dialogues.execute import KNOWN, ONE, knows
+from dialogues.execute import KNOWN, NEW, ONE, knows
 from pgpoll import core, errors
 from script import DATABASE, USER, FakeServer, Memory, Run, Script, Wire, error_of, options, play, where
 
@@ -119,13 +120,27 @@ def test_finished_operations_come_in_order_and_once() -> None:
 
 def test_error_carries_all_fields() -> None:
     fields = {"D": "the detail", "H": "the hint", "P": "8", "p": "9", "q": "select inner", "W": "a function"}
-    names = {"s": "schema", "t": "table", "c": "column", "d": "type", "n": "constraint", "F": "f.c", "L": "42", "R": "fn"}
+    names = {
+        "s": "schema",
+        "t": "table",
+        "c": "column",
+        "d": "type",
+        "n": "constraint",
+        "F": "f.c",
+        "L": "42",
+        "R": "fn",
+    }
     run = play(knows())
     run.start("a", "execute", ONE)
     run.deliver(error_response("23505", "duplicate key", **fields, **names) + ready_for_query())
     error = error_of(run.operations["a"])
     assert isinstance(error, errors.UniqueViolation)
-    assert (error.sqlstate, error.message, error.detail, error.hint) == ("23505", "duplicate key", "the detail", "the hint")
+    assert (error.sqlstate, error.message, error.detail, error.hint) == (
+        "23505",
+        "duplicate key",
+        "the detail",
+        "the hint",
+    )
     assert (error.position, error.constraint_name, error.table_name) == (8, "constraint", "table")
 
 
@@ -187,3 +202,97 @@ def test_key_data_is_kept_from_sight() -> None:
     """S15: the cancel key is not in the repr."""
     run = play(Script().connect(started().replace(backend_key_data(), backend_key_data(secret=b"kkkk"))))
     assert "kkkk" not in repr(run.client)
+
+
+def test_close_during_start_up_refuses_what_comes_later() -> None:
+    """D12: what was accepted is served, then Terminate; the start-up's end does not open the door again."""
+    run = Run(Memory(options())).play(Script().start("connect", "connect").expect("StartupMessage"), 2)
+    run.start("accepted", "execute", ONE)
+    run.start("close", "close")
+    with pytest.raises(errors.InterfaceError):
+        run.client.start_execute("select 'late'")
+    run.deliver(started())
+    with pytest.raises(errors.InterfaceError):
+        run.client.start_execute("select 'later'")
+    run.expect(NEW)
+    run.deliver(described("one"))
+    run.expect(KNOWN)
+    run.deliver(bind_complete() + selected(1) + ready_for_query())
+    run.expect(("Terminate",))
+    run.client.eof()
+    run.client.pump()
+    run.assert_ended()
+    assert run.outcome("accepted").kind == "gives"
+    assert run.outcome("close").kind == "gives"
+
+
+def test_many_may_close() -> None:
+    run = play(knows())
+    run.start("close", "close")
+    run.operations["again"] = run.client.start_close()
+    run.expect(("Terminate",))
+    run.client.eof()
+    run.client.pump()
+    for label in ("close", "again"):
+        assert run.operations[label].done()
+        assert run.operations[label].result() is None
+
+
+def test_close_before_connecting() -> None:
+    client = core.Session(options())
+    closing = client.start_close()
+    assert closing.done()
+    assert client.ended
+    assert not client.outbound()
+
+
+def test_abandoned_start_up_ends_the_session() -> None:
+    run = Run(Memory(options())).play(Script().start("connect", "connect").expect("StartupMessage"), 2)
+    run.start("queued", "execute", ONE)
+    run.abandon("connect")
+    run.client.pump()
+    run.assert_ended()
+    assert isinstance(run.error("queued"), errors.Error)
+
+
+def test_prepared_statement_of_another_session_is_refused() -> None:
+    """Its name means another statement here, or none."""
+    theirs = play(DIALOGUES["prepared_then_executed"]())
+    ours = play(knows())
+    with pytest.raises(errors.InterfaceError):
+        ours.client.start_execute(theirs.operations["p"].result(), (1,))
+    assert not ours.client.outbound()
+
+
+def test_nothing_starts_before_connect_and_connect_only_once() -> None:
+    client = core.Session(options())
+    with pytest.raises(errors.InterfaceError):
+        client.start_execute(ONE)
+    client.start_connect()
+    with pytest.raises(errors.InterfaceError):
+        client.start_connect()
+
+
+def test_operation_outlives_its_session() -> None:
+    run = play(knows())
+    run.start("pending", "execute", ONE)
+    pending, first = run.operations["pending"], run.operations["first"]
+    del run
+    assert [tuple(row) for row in first.result()] == [(1,)]
+    assert pending.connection is None
+    assert pending.done()
+    with pytest.raises(errors.Error):
+        pending.result()
+
+
+def test_statements_in_use_are_not_evicted() -> None:
+    """A cache of one, with a handle out: it stays, and so does its name on the server."""
+    run = Run(Memory(options(statement_cache_size=1))).play(Script().connect(), 3)
+    for sql in ("select 1 as one", "select 2 as two"):
+        run.start(sql, "prepare", sql)
+        run.expect(NEW)
+        run.deliver(described("n"))
+        run.expect(("Sync",))
+        run.deliver(ready_for_query())
+    run.client.start_execute(run.operations["select 1 as one"].result())
+    run.expect((where("Bind", of="select 1 as one"), "Execute", "Sync"))

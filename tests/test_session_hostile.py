@@ -6,6 +6,7 @@ import resource
 import struct
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -310,7 +311,7 @@ FINALS = {
 
 
 @pytest.mark.parametrize("switches", FINALS.values(), ids=FINALS)
-def test_s05_server_that_cannot_prove_itself(switches: dict[str, str]) -> None:
+def test_s05_server_that_cannot_prove_itself(switches: dict[str, Any]) -> None:
     script = scram_until_proof(ScramServer(PASSWORD, 64, **switches)).expect("PasswordMessage")
     run = Run(Memory(options())).play(script, len(script.steps))
     run.deliver(scram_final(run) + started())
@@ -339,7 +340,7 @@ FIRSTS = {
 
 
 @pytest.mark.parametrize("switches", FIRSTS.values(), ids=FIRSTS)
-def test_s06_bad_server_first(switches: dict[str, str]) -> None:
+def test_s06_bad_server_first(switches: dict[str, Any]) -> None:
     """Refused before anything is derived: at once, and nothing more is sent."""
     began = time.monotonic()
     script = scram_until_proof(ScramServer(PASSWORD, 64, **switches))
@@ -544,7 +545,9 @@ def test_f42_malformed_command_complete(body: bytes) -> None:
     assert_protocol_error(executing(message(b"C", body)), "CommandComplete")
 
 
-@pytest.mark.parametrize("tag", [b"", b"INSERT 99999999999999999999", b"SELECT -1", b"SELECT", b"UPDATE x", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "tag", [b"", b"INSERT 99999999999999999999", b"SELECT -1", b"SELECT", b"UPDATE x", b"\xff\xfe"]
+)
 def test_f42_odd_tag(tag: bytes) -> None:
     run = executing(command_complete(tag), ready_for_query())
     assert run.operations["a"].result().rowcount is None

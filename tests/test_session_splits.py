@@ -87,7 +87,6 @@ def error_and_end_of_file(run: Run) -> None:
 BREAKS = [end_of_file, loss, unknown_message, web_server, zeros, error_and_end_of_file]
 
 
-
 def break_off(run: Run, how: Callable[[Run], None]) -> None:
     if not run.client.ended:
         how(run)

@@ -3,6 +3,7 @@
 The rules themselves are tested without a server in test_blocks.py; these show them through the asyncio face.
 """
 
+# ruff: noqa: PT012 - what raises is the end of a block
 from __future__ import annotations
 
 import asyncio
@@ -12,8 +13,9 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
-import pgpoll
 import pytest
+
+import pgpoll
 from pgpoll import errors
 
 
@@ -242,10 +244,9 @@ async def test_a_generator_that_is_never_finished(conn: pgpoll.Connection) -> No
 
 
 async def test_two_connections_in_one_context(conn: pgpoll.Connection, dsn: str) -> None:
-    async with pgpoll.connect(dsn) as other, conn.transaction(), other.transaction():
-        async with asyncio.TaskGroup() as group:
-            group.create_task(conn.execute("select 1"))
-            group.create_task(other.execute("select 1"))
+    async with pgpoll.connect(dsn) as other, conn.transaction(), other.transaction(), asyncio.TaskGroup() as group:
+        group.create_task(conn.execute("select 1"))
+        group.create_task(other.execute("select 1"))
 
 
 async def test_ending_over_ones_own_open_savepoint(conn: pgpoll.Connection) -> None:
@@ -294,7 +295,7 @@ async def test_a_timeout_covers_the_wait_for_a_block(conn: pgpoll.Connection) ->
 
 
 async def test_a_swallowed_error_is_not_committed(conn: pgpoll.Connection) -> None:
-    with pytest.raises(errors.InFailedSqlTransaction, match="rolled back.*not committed"):
+    with pytest.raises(errors.InFailedSqlTransaction, match=r"rolled back.*not committed"):
         async with conn.transaction():
             await conn.execute("insert into t values (1)")
             with contextlib.suppress(pgpoll.Error):

@@ -39,7 +39,12 @@ def same(left: Any, right: Any) -> bool:
     return type(left) is type(right) and (left == right or left != left) and str(left) == str(right)
 
 
-def there_and_back(oid: int, value: Any) -> Any:
+def encoded(oid: int, value: Any) -> bytes:
+    """A parameter that is not NULL, as it is sent."""
     data = core._encode(oid, value)
     assert data is not None
-    return core._decode(oid, data)
+    return data
+
+
+def there_and_back(oid: int, value: Any) -> Any:
+    return core._decode(oid, encoded(oid, value))

@@ -37,7 +37,7 @@ from pgpoll.errors import (
 
 if TYPE_CHECKING:
     from pgpoll import conninfo, core, sync
-    from pgpoll._values import RawJson
+    from pgpoll._values import Interval, RawJson
     from pgpoll.connection import Connection, Transaction, connect
     from pgpoll.core import Column, Record, Result
     from pgpoll.statement import Statement
@@ -54,6 +54,7 @@ __all__ = [
     "IntegrityError",
     "InterfaceError",
     "InternalError",
+    "Interval",
     "NotSupportedError",
     "OperationalError",
     "ProgrammingError",
@@ -75,6 +76,7 @@ _MODULES = frozenset(("conninfo", "core", "sync"))
 _HOMES = {
     "Column": "core",
     "Connection": "connection",
+    "Interval": "_values",
     "RawJson": "_values",
     "Record": "core",
     "Result": "core",

@@ -28,7 +28,7 @@ import enum
 import sys
 from contextvars import ContextVar
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pgpoll import errors
 
@@ -100,7 +100,12 @@ class Turn:
     __slots__ = ("carried", "context", "decided", "error", "operation", "since", "start", "via", "wake", "who")
 
     def __init__(
-        self, start: Callable[[], core.Operation], via: Block | None, who: object, context: Context | None, since: float
+        self,
+        start: Callable[[], core.Operation[Any]],
+        via: Block | None,
+        who: object,
+        context: Context | None,
+        since: float,
     ) -> None:
         self.start = start
         self.via = via
@@ -108,7 +113,7 @@ class Turn:
         self.carried = carried() if context is not None else ()
         self.context = context  # where `start` runs once it has waited; None: anywhere
         self.since = since
-        self.operation: core.Operation | None = None
+        self.operation: core.Operation[Any] | None = None
         self.error: BaseException | None = None
         self.decided = False
         self.wake: Callable[[], None] = _nobody
@@ -133,7 +138,7 @@ class Control(Turn):
         self.block = block
         self.commit = commit
         self.spoiled = False  # a COMMIT was asked for, and the status forbade it
-        self.operations: tuple[core.Operation, ...] = ()
+        self.operations: tuple[core.Operation[Any], ...] = ()
         self.tag = ""
 
     @property
@@ -145,7 +150,7 @@ class Control(Turn):
 class Engine(Protocol):
     """What a face does for its blocks."""
 
-    def watch(self, operation: core.Operation, done: Callable[[], None]) -> None:
+    def watch(self, operation: core.Operation[Any], done: Callable[[], None]) -> None:
         """Sends `operation`, whoever else waits, and calls `done` once when it is done."""
 
     def flush(self) -> None:
@@ -159,11 +164,11 @@ def _nobody() -> None:
     pass
 
 
-def _unstartable() -> core.Operation:
+def _unstartable() -> core.Operation[Any]:
     raise AssertionError("a block is started by Blocks")
 
 
-def _outcome(operations: tuple[core.Operation, ...]) -> tuple[str, Exception | None]:
+def _outcome(operations: tuple[core.Operation[Any], ...]) -> tuple[str, Exception | None]:
     """The last one's tag, and the first one's error that has one."""
     tag = ""
     for operation in operations:
@@ -445,7 +450,7 @@ class Blocks:
         self._busy.add(doomed[0])
         self._engine.watch(operations[-1], partial(self._cleaned, doomed[0], operations))
 
-    def _cleaned(self, block: Block, operations: tuple[core.Operation, ...]) -> None:
+    def _cleaned(self, block: Block, operations: tuple[core.Operation[Any], ...]) -> None:
         self._busy.discard(block)
         if block.state is not DOOMED:
             return

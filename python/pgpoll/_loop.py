@@ -50,7 +50,7 @@ _EMPTY = Context()
 class Driver:
     """What drives one core.Connection on one loop."""
 
-    def __init__(self, options: object) -> None:
+    def __init__(self, options: conninfo.Options) -> None:
         self.loop = asyncio.get_running_loop()
         self.core = core.Connection(options, pipeline=True)
         self.blocks = Blocks(self.core, self)
@@ -92,10 +92,12 @@ class Driver:
 
     def check_loop(self) -> None:
         """InterfaceError where the running loop is not the connection's."""
-        if (running := asyncio.get_running_loop()) is not self.loop:
+        if not self.ours:
+            raise errors.InterfaceError("the connection was made before a fork: it belongs to the parent process")
+        if (running := asyncio._get_running_loop()) is not self.loop:
             raise errors.InterfaceError(f"the connection belongs to {self.loop!r}, not to the running loop {running!r}")
 
-    async def request(self, start: Callable[[], core.Operation], via: Block | None, timeout: float | None) -> Any:
+    async def request(self, start: Callable[[], core.Operation[T]], via: Block | None, timeout: float | None) -> T:
         """The result of the operation that `start` starts, when it is this request's turn."""
         self.check_loop()
         if self.blocks.admits(via, current_task(), carried()):
@@ -105,7 +107,7 @@ class Driver:
                 return await waiter
             return await self._until(waiter, _Expiry(self, timeout, waiter))
         turn = self.turn(start, via)
-        woken = self.loop.create_future()
+        woken: asyncio.Future[core.Waiter[T]] = self.loop.create_future()
         turn.wake = partial(self._started, turn, woken)
         self.blocks.line_up(turn)
         self._be_patient()
@@ -133,7 +135,7 @@ class Driver:
             if expiry is not None:
                 expiry.cancel()
 
-    def turn(self, start: Callable[[], core.Operation], via: Block | None) -> Turn:
+    def turn(self, start: Callable[[], core.Operation[Any]], via: Block | None) -> Turn:
         """A request's place in the line, as the current task's."""
         return Turn(start, via, current_task(), copy_context(), self.loop.time())
 
@@ -183,7 +185,7 @@ class Driver:
             woken.set_result(self.core._waiter(turn.operation))
 
     @staticmethod
-    async def _until(waiter: core.Waiter, expiry: _Expiry) -> Any:
+    async def _until(waiter: core.Waiter[T], expiry: _Expiry) -> T:
         try:
             return await waiter
         finally:
@@ -207,7 +209,7 @@ class Driver:
 
     # -- what the blocks need
 
-    def watch(self, operation: core.Operation, done: Callable[[], None]) -> None:
+    def watch(self, operation: core.Operation[Any], done: Callable[[], None]) -> None:
         """See _blocks.Engine."""
         if operation.done():
             self.loop.call_soon(done, context=_EMPTY.copy())
@@ -384,7 +386,7 @@ class _Expiry:
     """The timeout of one request. It ends the wait for `awaited`, which may be replaced while it runs."""
 
     def __init__(
-        self, driver: Driver, seconds: float, awaited: core.Waiter | asyncio.Future[Any] | None = None
+        self, driver: Driver, seconds: float, awaited: core.Waiter[Any] | asyncio.Future[Any] | None = None
     ) -> None:
         self.awaited = awaited
         self._driver = driver
@@ -461,7 +463,7 @@ def _set(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-def _never() -> core.Operation:
+def _never() -> core.Operation[Any]:
     raise AssertionError
 
 

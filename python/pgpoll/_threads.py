@@ -47,10 +47,10 @@ class Driver:
         self.blocks = Blocks(self.core, self)
         self.mutex = threading.RLock()
         self._changed = threading.Condition(self.mutex)
-        self._watched: list[tuple[core.Operation, Callable[[], None]]] = []
+        self._watched: list[tuple[core.Operation[Any], Callable[[], None]]] = []
         self._cancel: tuple[core.Cancel, float] | None = None  # under way, and when its time is up
         self._driving = False
-        self._close: core.Operation | None = None
+        self._close: core.Operation[Any] | None = None
         self._why = "closed"
         self._pid = os.getpid()
 
@@ -61,7 +61,7 @@ class Driver:
 
     # -- requests
 
-    def execute(self, sql: Any, args: tuple[Any, ...]) -> Any:
+    def execute(self, sql: str | core.PreparedStatement, args: tuple[Any, ...]) -> core.Result[Any]:
         """As `request`, of an execute without a timeout: nothing to wait for but the server, as a rule."""
         with self.mutex:
             if not (self.blocks.stack or self._watched or self._cancel or self._driving):
@@ -80,7 +80,7 @@ class Driver:
                     raise
         return self.request(partial(self.core.start_execute, sql, args), None, None)
 
-    def request(self, begin: Callable[[], core.Operation], via: Block | None, timeout: float | None) -> Any:
+    def request(self, begin: Callable[[], core.Operation[T]], via: Block | None, timeout: float | None) -> T:
         """The result of the operation that `begin` starts, when it is this request's turn."""
         deadline = None if timeout is None else monotonic() + timeout
         with _Held(self, deadline, timeout):
@@ -125,8 +125,8 @@ class Driver:
         return Control(block, via, threading.current_thread(), None, monotonic(), commit=commit)
 
     def _wait_for_turn(
-        self, begin: Callable[[], core.Operation], via: Block | None, deadline: float | None, timeout: float | None
-    ) -> core.Operation:
+        self, begin: Callable[[], core.Operation[Any]], via: Block | None, deadline: float | None, timeout: float | None
+    ) -> core.Operation[Any]:
         turn = Turn(begin, via, threading.current_thread(), None, monotonic())
         turn.wake = self._changed.notify_all
         self.blocks.line_up(turn)
@@ -150,7 +150,7 @@ class Driver:
             raise step.error
 
     def _wait(
-        self, turn: Turn, operation: core.Operation | None, deadline: float | None, timeout: float | None
+        self, turn: Turn, operation: core.Operation[Any] | None, deadline: float | None, timeout: float | None
     ) -> None:
         """One slice of waiting: for `operation`, else for what the blocks are about, else for another thread."""
         self._settle()
@@ -168,11 +168,11 @@ class Driver:
             _log.warning(complaint)
         self._changed.wait(left)
 
-    def _drive(self, operation: core.Operation, deadline: float | None, timeout: float | None) -> None:
+    def _drive(self, operation: core.Operation[Any], deadline: float | None, timeout: float | None) -> None:
         while not operation.done():
             self._wait_in_core(operation, _left(deadline, timeout))
 
-    def _wait_in_core(self, operation: core.Operation, seconds: float) -> None:
+    def _wait_in_core(self, operation: core.Operation[Any], seconds: float) -> None:
         self._driving = True
         try:
             self.core.wait(operation, seconds)
@@ -181,7 +181,7 @@ class Driver:
 
     # -- what the blocks need
 
-    def watch(self, operation: core.Operation, done: Callable[[], None]) -> None:
+    def watch(self, operation: core.Operation[Any], done: Callable[[], None]) -> None:
         """See _blocks.Engine. Whoever holds the mutex drives it; at the latest the next verb."""
         self._watched.append((operation, done))
 
@@ -220,7 +220,7 @@ class Driver:
         self._cancel = request, monotonic() + CANCEL_SECONDS
         self._finish_cancel(CANCEL_SECONDS)
 
-    def _interrupt(self, operation: core.Operation) -> None:
+    def _interrupt(self, operation: core.Operation[Any]) -> None:
         """Who waited goes away: its answer is read by the next verb, and its query is cancelled at the server."""
         operation.abandon()
         if self._cancel is None and not self.core.closed and self.core.cancel_wanted() == core.NOW:
@@ -271,8 +271,10 @@ class Driver:
             operation = self.core.start_connect()
             self._drive(operation, deadline, timeout)
             operation.result()
-        except BaseException:
+        except BaseException as error:
             self.terminate()
+            if isinstance(error, errors.QueryTimeout):
+                error.safe_to_retry = True
             raise
 
     def close(self, via: Block | None) -> None:
@@ -300,7 +302,7 @@ class Driver:
             self.terminate()
             raise
 
-    def _start_close(self) -> core.Operation:
+    def _start_close(self) -> core.Operation[Any]:
         if self._close is None:
             self._close = self.core.start_close()
         return self._close

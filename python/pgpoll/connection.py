@@ -79,10 +79,7 @@ class Verbs(Facts):
         The values are str or None, as the server writes them. As with psql, the statements are one transaction unless
         they say otherwise. `timeout` is in seconds.
         """
-        results: list[core.Result] = await self._driver.request(
-            partial(self._core.start_script, sql), self._via, timeout
-        )
-        return results
+        return await self._driver.request(partial(self._core.start_script, sql), self._via, timeout)
 
     async def prepare(self, sql: str, /, *, timeout: float | None = None) -> Statement:
         """Prepare one statement: its parameters' and columns' types, and verbs to run it. `timeout` is in seconds."""
@@ -107,7 +104,9 @@ class Verbs(Facts):
         """
         await self._driver.cancel(self._via)
 
-    async def _execute(self, sql: Any, args: tuple[Any, ...], timeout: float | None) -> Any:
+    async def _execute(
+        self, sql: str | core.PreparedStatement, args: tuple[Any, ...], timeout: float | None
+    ) -> core.Result[Any]:
         return await self._driver.request(partial(self._core.start_execute, sql, args), self._via, timeout)
 
 

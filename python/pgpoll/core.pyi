@@ -91,8 +91,9 @@ ResourceWarning.
 import types
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextvars import Context
-from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, Self, SupportsIndex, final, overload
+from typing import Any, Final, Generic, Literal, Protocol, Self, SupportsIndex, final, overload
 
+from _typeshed import structseq
 from typing_extensions import TypeVar
 
 from pgpoll.errors import BusyError as BusyError
@@ -129,24 +130,34 @@ class _Options(Protocol):
     def max_pipeline(self) -> int: ...
 
 @final
-class Column(NamedTuple):
+class Column(structseq[Any], tuple[str, str, int, int, int, int, int]):
     """A column of a result. `size` and `typmod` are pg_type's: -1 has none; `table_oid` is 0 for an expression."""
 
-    name: str
-    type_name: str
-    type_oid: int
-    typmod: int
-    size: int
-    table_oid: int
-    format: int
+    @property
+    def name(self) -> str: ...
+    @property
+    def type_name(self) -> str: ...
+    @property
+    def type_oid(self) -> int: ...
+    @property
+    def typmod(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def table_oid(self) -> int: ...
+    @property
+    def format(self) -> int: ...
 
 @final
-class Parameter(NamedTuple):
+class Parameter(structseq[Any], tuple[str, str, int]):
     """A parameter of a prepared statement; its name is "$1", "$2", ..."""
 
-    name: str
-    type_name: str
-    type_oid: int
+    @property
+    def name(self) -> str: ...
+    @property
+    def type_name(self) -> str: ...
+    @property
+    def type_oid(self) -> int: ...
 
 @final
 class Record(Sequence[Any]):
@@ -157,8 +168,11 @@ class Record(Sequence[Any]):
     @overload
     def __getitem__(self, key: slice, /) -> tuple[Any, ...]: ...
     def __getattr__(self, name: str, /) -> Any: ...
+    count: Any  # a column, as every other name
+    index: Any
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Any]: ...
+    def __eq__(self, other: object, /) -> bool: ...
     def __hash__(self) -> int: ...
     def __lt__(self, other: Record | tuple[Any, ...], /) -> bool: ...
     def __le__(self, other: Record | tuple[Any, ...], /) -> bool: ...
@@ -303,6 +317,9 @@ class _Driver:
     @property
     def transaction_status(self) -> str:
         """What the last ReadyForQuery said: "I", "T" or "E"; "" before the first."""
+    @property
+    def why_closed(self) -> Exception | None:
+        """The error that ended the connection, made anew; None while it is open."""
     @property
     def in_flight(self) -> int:
         """Requests started and not finished; abandoned ones until they are drained."""

@@ -33,7 +33,7 @@ class Described(Generic[R]):
         return self._prepared.sql
 
     @property
-    def parameters(self) -> tuple[core.Column, ...]:
+    def parameters(self) -> tuple[core.Parameter, ...]:
         """One for each of $1, $2, ...: its type as the server has inferred it, in `.type_name` and `.type_oid`."""
         return self._prepared.parameters
 
@@ -68,8 +68,7 @@ class Statement(Described[R]):
 
     async def fetchrow(self, *args: Any, timeout: float | None = None) -> R | None:
         """See Connection.fetchrow."""
-        row: R | None = (await self._verbs._execute(self._prepared, args, timeout)).first()
-        return row
+        return (await self._verbs._execute(self._prepared, args, timeout)).first()
 
     async def fetchval(self, *args: Any, timeout: float | None = None) -> Any:
         """See Connection.fetchval."""

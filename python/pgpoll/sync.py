@@ -65,8 +65,7 @@ class _Verbs(Facts):
 
     def executescript(self, sql: str, /, *, timeout: float | None = None) -> list[core.Result]:
         """See pgpoll.Connection.executescript."""
-        results: list[core.Result] = self._driver.request(partial(self._core.start_script, sql), self._via, timeout)
-        return results
+        return self._driver.request(partial(self._core.start_script, sql), self._via, timeout)
 
     def prepare(self, sql: str, /, *, timeout: float | None = None) -> Statement:
         """See pgpoll.Connection.prepare."""
@@ -82,7 +81,9 @@ class _Verbs(Facts):
         """See pgpoll.Connection.cancel. From any thread; from outside of a transaction, through its handle."""
         self._driver.cancel(self._via)
 
-    def _execute(self, sql: Any, args: tuple[Any, ...], timeout: float | None) -> Any:
+    def _execute(
+        self, sql: str | core.PreparedStatement, args: tuple[Any, ...], timeout: float | None
+    ) -> core.Result[Any]:
         if timeout is None and self._via is None:
             return self._driver.execute(sql, args)
         return self._driver.request(partial(self._core.start_execute, sql, args), self._via, timeout)
@@ -196,8 +197,7 @@ class Statement(Described[R]):
 
     def fetchrow(self, *args: Any, timeout: float | None = None) -> R | None:
         """See pgpoll.Connection.fetchrow."""
-        row: R | None = self._verbs._execute(self._prepared, args, timeout).first()
-        return row
+        return self._verbs._execute(self._prepared, args, timeout).first()
 
     def fetchval(self, *args: Any, timeout: float | None = None) -> Any:
         """See pgpoll.Connection.fetchval."""

@@ -81,7 +81,9 @@ def noise_in_a_script() -> Script:
         .connect()
         .start("s", "script", "select 'a'; ; commit")
         .expect("Query")
-        .send(noisy(row_description(column("a", TEXT, -1)), data_row(b"a"), data_row(b"b"), command_complete("SELECT 2")))
+        .send(
+            noisy(row_description(column("a", TEXT, -1)), data_row(b"a"), data_row(b"b"), command_complete("SELECT 2"))
+        )
         .send(noisy(command_complete("COMMIT"), ready_for_query()))
         .start("empty", "script", "")
         .expect("Query")

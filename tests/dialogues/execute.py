@@ -281,7 +281,9 @@ def queued_behind_a_description() -> Script:
         .start("other", "execute", ONE)
         .expect(*NEW)
         .send(described("two"))
-        .expect(*KNOWN, where("Bind", of="select 2 as two"), "Execute", "Sync", where("Bind", of=ONE), "Execute", "Sync")
+        .expect(
+            *KNOWN, where("Bind", of="select 2 as two"), "Execute", "Sync", where("Bind", of=ONE), "Execute", "Sync"
+        )
         .send(bind_complete(), selected(2), ready_for_query())
         .send(bind_complete(), selected(3), ready_for_query())
         .send(bind_complete(), selected(4), ready_for_query())

@@ -239,9 +239,7 @@ def several_statements_given_to_execute() -> Script:
         .start("good", "execute", ONE)
         .expect(*NEW)
         .send(
-            error_response(
-                "42601", "cannot insert multiple commands into a prepared statement", R="exec_parse_message"
-            )
+            error_response("42601", "cannot insert multiple commands into a prepared statement", R="exec_parse_message")
         )
         .expect("Sync", *KNOWN)
         .send(ready_for_query(), bind_complete(), selected(1), ready_for_query())

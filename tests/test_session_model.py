@@ -1,0 +1,211 @@
+"""U2: whatever is started, abandoned, cancelled and failed in whatever order, each request gets its own answer.
+
+Random programs against a server that keeps the protocol's rules; every answer carries the number that was asked with.
+A failure names its seed: `PGPOLL_SEEDS=17 pytest tests/test_session_model.py` replays one, `=0:5000` runs many.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from dialogues.asynchronous import NOISE
+from model import ModelServer
+from pgpoll import core, errors
+from script import options, plain
+
+SEEDS = os.environ.get("PGPOLL_SEEDS", "0:300")
+FIRST, _, LAST = SEEDS.partition(":")
+ACTIONS = 120
+KINDS = ["new", "known", "echo", "echo", "script", "command", "prepare", "bad", "fail", "fail"]
+
+
+@dataclass
+class Asked:
+    """One request and what must become of it."""
+
+    operation: core.Operation
+    expected: object
+    abandoned: bool = False
+
+
+@dataclass
+class Program:
+    """One random run. `client` is driven by it alone; the server works when it says so."""
+
+    seed: int
+    choose: random.Random = field(init=False)
+    client: core.Session = field(init=False)
+    server: ModelServer = field(default_factory=ModelServer)
+    asked: list[Asked] = field(default_factory=list)
+    on_the_way: bytearray = field(default_factory=bytearray)  # to the client
+    cancelling: str = ""  # "sent", "struck"
+    handed: list[core.Operation] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.choose = random.Random(self.seed)
+        pipeline, cache = self.choose.choice([1, 2, 1000]), self.choose.choice([1, 3, 100])
+        self.client = core.Session(options(max_pipeline=pipeline, statement_cache_size=cache))
+        self.client.start_connect()
+
+    # What a caller does.
+
+    def start(self) -> None:
+        number = len(self.asked) + 1000
+        kind = self.choose.choice(KINDS)
+        count = self.choose.choice([0, 1, 2, 30])
+        match kind:
+            case "new":
+                sql = f"rows {count} of {number}"
+                self.ask(self.client.start_execute(sql), ([(number,)] * count, f"SELECT {count}"))
+            case "known":
+                number = self.choose.randrange(3)
+                sql = f"rows {count} of {number}"
+                self.ask(self.client.start_execute(sql), ([(number,)] * count, f"SELECT {count}"))
+            case "echo":
+                self.ask(self.client.start_execute("echo", (number,)), ([(number,)], "SELECT 1"))
+            case "script":
+                sql = f"rows {count} of {number};tag {number}"
+                rows = [(str(number),)] * count
+                self.ask(self.client.start_script(sql), [(rows, f"SELECT {count}"), ([], f"TAG {number}")])
+            case "command":
+                self.ask(self.client.start_command(f"tag {number}"), f"TAG {number}")
+            case "prepare":
+                self.ask(self.client.start_prepare(f"rows {count} of {number}"), [])
+            case "bad":
+                self.ask_badly()
+            case "fail":
+                sql = self.choose.choice(["fail parse", "fail bind", "fail execute", "fail late", "fail sync", "copy"])
+                self.ask_to_fail(f"{sql} {number}", copy=sql == "copy")
+
+    def ask(self, operation: core.Operation, expected: object) -> None:
+        self.asked.append(Asked(operation, expected))
+
+    def ask_badly(self) -> None:
+        """A wrong argument raises at once where the statement is known, else it ends the operation."""
+        try:
+            operation = self.client.start_execute("echo", ("no number",))
+        except errors.Error:
+            return
+        self.ask(operation, errors.Error)
+
+    def ask_to_fail(self, sql: str, *, copy: bool) -> None:
+        execute = self.choose.random() < 0.5
+        operation = self.client.start_execute(sql) if execute else self.client.start_script(sql)
+        self.ask(operation, errors.InterfaceError if copy else sql)
+
+    def abandon(self) -> None:
+        waiting = [each for each in self.asked if not each.abandoned and not each.operation.done()]
+        if waiting:
+            each = self.choose.choice(waiting)
+            each.abandoned = True
+            each.operation.abandon()
+
+    def abandon_all(self) -> None:
+        for _ in self.asked:
+            self.abandon()
+
+    # What goes on meanwhile.
+
+    def send(self) -> None:
+        self.server.feed(bytes(self.client.outbound()))
+
+    def work(self) -> None:
+        if self.server.waiting:
+            self.server.work()
+        for message in self.server.answer:
+            if self.choose.random() < 0.03:
+                self.on_the_way += NOISE
+            self.on_the_way += message
+        self.server.answer.clear()
+
+    def receive(self) -> None:
+        size = self.choose.choice([1, 3, 7, 40, 10_000])
+        data, self.on_the_way = bytes(self.on_the_way[:size]), self.on_the_way[size:]
+        self.client.receive(data)
+        self.client.pump()
+        self.drain()
+
+    def cancel(self) -> None:
+        """The face's part of D6, slowly: send, strike, see the end of the cancel socket."""
+        if self.cancelling == "sent":
+            self.server.cancel = True
+            self.cancelling = "struck"
+        elif self.cancelling == "struck":
+            self.client.cancel_ended()
+            self.client.pump()
+            self.cancelling = ""
+        elif self.client.cancel_wanted() == core.NOW:
+            self.client.cancel_started()
+            self.cancelling = "sent"
+
+    def drain(self) -> None:
+        while (done := self.client.next_completed()) is not None:
+            self.handed.append(done)
+
+    # The whole.
+
+    def run(self) -> None:
+        steps: list[Callable[[], None]] = [self.start, self.send, self.work, self.receive, self.abandon, self.cancel]
+        weights = [6, 6, 20, 14, 2, 4]
+        for _ in range(ACTIONS):
+            self.choose.choices(steps, weights)[0]()
+            if self.choose.random() < 0.005:
+                self.abandon_all()
+        for _ in range(20_000):
+            if all(each.operation.done() for each in self.asked) and not self.busy():
+                break
+            self.send()
+            self.work()
+            self.receive()
+            self.cancel()
+
+    def busy(self) -> bool:
+        return bool(self.on_the_way or self.server.waiting or self.server.answer or self.cancelling)
+
+    def judge(self) -> None:
+        assert not self.client.ended, "the session ended"
+        for place, each in enumerate(self.asked):
+            assert each.operation.done(), f"request {place} hangs"
+            if each.abandoned:
+                continue
+            assert sum(each.operation is done for done in self.handed) == 1, f"request {place} was not handed out once"
+            assert matches(each.operation, each.expected), f"request {place}: {each.expected}"
+        assert all(hit == "" or self.was_abandoned(hit) for hit in self.server.hits), self.server.hits
+
+    def was_abandoned(self, sql: str) -> bool:
+        return any(each.abandoned for each in self.asked if each.operation.sql == sql)
+
+
+def matches(operation: core.Operation, expected: object) -> bool:
+    try:
+        value = plain(operation.result())
+    except errors.Error as error:
+        if isinstance(expected, type):
+            return isinstance(error, expected)
+        return getattr(error, "sqlstate", None) == "P0001" and str(error) == expected
+    if isinstance(value, tuple) and isinstance(value[0], list) and expected == []:
+        return value[0] == []  # a PreparedStatement without parameters
+    return bool(value == expected)
+
+
+@pytest.mark.parametrize("seed", range(int(FIRST), int(LAST or int(FIRST) + 1)))
+def test_every_request_gets_its_own_answer(seed: int) -> None:
+    program = Program(seed)
+    program.run()
+    program.judge()
+    last = program.client.start_execute("echo", (424242,))
+    program.asked = [Asked(last, ([(424242,)], "SELECT 1"))]
+    for _ in range(5000):
+        if last.done():
+            break
+        program.send()
+        program.work()
+        program.receive()
+        program.cancel()
+    assert last.done(), "the connection is not usable"
+    assert matches(last, program.asked[0].expected)

@@ -9,35 +9,19 @@
 
 `expect` names *all* messages that have left since the last one; an end with a message unread fails too. The same
 script is played in memory against `core.Session` (Memory: whole, byte by byte, split at any offset), over a socket
-against `core.Connection` (Wire), or by a server in a thread (FakeServer; steps of the caller are left out).
+against `core.Connection` (Wire), or by a server in a thread (FakeServer; the caller's steps are left out).
 """
 
 from __future__ import annotations
 
-import select
-import socket
-import struct
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import pgpoll
 from backend import FrontendMessage, FrontendReader, started
-from pgpoll import conninfo, core, errors
-
-USER, DATABASE, PASSWORD = "ann", "shop", "canary-secret"
-
-
-def options(**changes: Any) -> conninfo.Options:
-    """Options that depend on no environment; the address is never dialled in memory."""
-    address = {"host": changes.pop("host", "127.0.0.1"), "port": changes.pop("port", 5432)}
-    password = changes.pop("password", PASSWORD)
-    made = conninfo.resolve(user=USER, database=DATABASE, password=password, **address)
-    return made._replace(**changes)
-
+from peers import Cut, Memory, Peer, options
+from pgpoll import core, errors
 
 # What a step asks of a message that has left.
 
@@ -148,106 +132,6 @@ class Script:
                 run.assert_outcome(label, Outcome("cancelled"))
 
         return self.check(all_cancelled)
-
-
-# Who carries bytes.
-
-Cut = str | int  # "whole", "bytes", or the offset in the server's stream at which one chunk ends
-
-
-class Peer(Protocol):
-    """The connection's other end, and the client that is driven with it."""
-
-    client: Any
-
-    def deliver(self, data: bytes) -> None: ...
-    def received(self, wanted: int) -> bytes: ...
-
-
-class Memory:
-    """Hands bytes to a Session, cut as asked; the offset counts over the whole dialogue."""
-
-    def __init__(self, made: conninfo.Options, cut: Cut = "whole") -> None:
-        self.client = core.Session(made)
-        self.cut = cut
-        self.offset = 0
-
-    def chunks(self, data: bytes) -> Iterator[bytes]:
-        if self.cut == "bytes":
-            yield from (data[i : i + 1] for i in range(len(data)))
-        elif isinstance(self.cut, int) and 0 < self.cut - self.offset < len(data):
-            yield data[: self.cut - self.offset]
-            yield data[self.cut - self.offset :]
-        else:
-            yield data
-
-    def deliver(self, data: bytes) -> None:
-        for chunk in self.chunks(data):
-            self.client.receive(chunk)
-            self.client.pump()
-        self.offset += len(data)
-
-    def received(self, wanted: int) -> bytes:
-        """What has left; pumps on (SCRAM is computed in slices) while that is nothing and something is wanted."""
-        data = bytes(self.client.outbound())
-        for _ in range(5000 if wanted else 0):
-            if data or self.client.ended:
-                break
-            self.client.pump()
-            data = bytes(self.client.outbound())
-        return data
-
-
-class Wire:
-    """A Connection and the server's end of its TCP socket, driven in turn by one thread."""
-
-    def __init__(self, made: conninfo.Options) -> None:
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.listener.settimeout(5)
-        here = made.addresses[0]._replace(port=self.listener.getsockname()[1])
-        self.client = core.Connection(made._replace(addresses=(here,)), pipeline=True)
-        self.server: socket.socket | None = None
-
-    def accepted(self) -> socket.socket:
-        if self.server is None:
-            self.client.poll()
-            self.server = self.listener.accept()[0]
-            self.server.setblocking(False)
-            self.server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return self.server
-
-    def deliver(self, data: bytes) -> None:
-        server = self.accepted()
-        view = memoryview(data)
-        while view:
-            with suppress(BlockingIOError):
-                view = view[server.send(view) :]
-            self.client.poll()
-        self.settle()
-
-    def settle(self) -> None:
-        """Polls until nothing has been readable for 2 ms."""
-        while self.client.fileno() >= 0 and select.select([self.client.fileno()], [], [], 0.002)[0]:
-            if self.client.poll() & core.CLOSED:
-                break
-
-    def received(self, wanted: int) -> bytes:
-        deadline = time.monotonic() + (2 if wanted else 0)
-        server = self.accepted()
-        while True:
-            self.client.poll()
-            with suppress(BlockingIOError):
-                return server.recv(1 << 16)
-            if time.monotonic() >= deadline:
-                return b""
-            select.select([server], [], [], 0.001)
-
-    def close(self) -> None:
-        if self.server is not None:
-            self.server.close()
-        self.listener.close()
-        self.client.terminate()
-        self.client.close_fd()
 
 
 @dataclass
@@ -422,67 +306,3 @@ def error_of(operation: core.Operation) -> BaseException:
 def play(script: Script, cut: Cut = "whole", steps: int | None = None) -> Run:
     """Plays in memory."""
     return Run(Memory(options(**script.changes), cut)).play(script, steps)
-
-
-class FakeServer:
-    """Plays the server's steps of one script per accepted connection, in a thread; its failures are raised at exit."""
-
-    def __init__(self, *scripts: Script) -> None:
-        self.scripts = scripts
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self.listener.getsockname()[1]
-        self.failures: list[Exception] = []
-        self.runs: list[Run] = []
-        self.thread = threading.Thread(target=self.serve, daemon=True)
-
-    def serve(self) -> None:
-        try:
-            for script in self.scripts:
-                self.listener.settimeout(10)
-                connection, _ = self.listener.accept()
-                connection.settimeout(10)
-                with connection:
-                    self.runs.append(Run(Accepted(connection)).play(server_side(script), len(script.steps)))
-        except (AssertionError, OSError) as error:
-            self.failures.append(error)
-
-    def __enter__(self) -> Self:
-        self.thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.thread.join(15)
-        self.listener.close()
-        if self.failures and kind is None:
-            raise self.failures[0]
-
-
-class Accepted:
-    """The server's end of a socket, for FakeServer: blocking, without a client."""
-
-    class Nobody:
-        def next_completed(self) -> None:
-            return None
-
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
-        self.client = self.Nobody()
-
-    def deliver(self, data: bytes) -> None:
-        self.connection.sendall(data)
-
-    def received(self, wanted: int) -> bytes:
-        return self.connection.recv(1 << 16) if wanted else b""
-
-
-def server_side(script: Script) -> Script:
-    """The script without its caller's steps."""
-    kept = Script()
-    kept.steps = [step for step in script.steps if not isinstance(step, Act)]
-    return kept
-
-
-def reset(connection: socket.socket) -> None:
-    """Closes with RST instead of FIN."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    connection.close()

@@ -34,7 +34,8 @@ from backend import (
 )
 from dialogues.execute import KNOWN, NEW, ONE, knows
 from dialogues.startup import scram_until_proof
-from script import Memory, Run, Script, options
+from peers import Memory, options
+from script import Run, Script
 
 # One well-formed message of every type of the protocol, by its name in the manual, and three bytes that begin none.
 MESSAGES = {

@@ -200,7 +200,7 @@ async def test_timeouts(conn: pgpoll.Connection) -> None:
     began = loop.time()
     for verb in (conn.execute, conn.fetch, conn.fetchrow, conn.fetchval, conn.executescript):
         with pytest.raises(pgpoll.QueryTimeout) as caught:
-            await verb("select pg_sleep(20)", timeout=0.03)  # type: ignore[operator]
+            await verb("select pg_sleep(20)", timeout=0.03)
         assert isinstance(caught.value, TimeoutError)
         assert await conn.fetchval("select 5", timeout=5) == 5
     assert loop.time() - began < 3

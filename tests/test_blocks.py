@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextvars
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
-from pgpoll import _blocks, _flows, errors
-from pgpoll._blocks import Block, Blocks, Control, State, Turn
+from pgpoll import _flows, errors
+from pgpoll._blocks import Blocks
+from pgpoll._turns import Block, Control, State, Turn, begin_command, carried
 
 ALICE, BOB, CAROL = "alice", "bob", "carol"
 
@@ -44,6 +46,7 @@ class Desk:
     def __init__(self) -> None:
         self.transaction_status = "I"
         self.closed = False
+        self.why_closed = errors.ConnectionLost("lost")
         self.sent: list[Operation] = []
         self.log: list[str] = []
         self.savepoints: list[str] = []
@@ -117,23 +120,24 @@ class Desk:
     def start(self, who: str, via: Block | None = None, sql: str = "BEGIN", context: Any = None) -> Task:
         block = Block(sql, f"{who}.py:1")
         context = context or contextvars.Context()
-        control = context.run(lambda: Control(block, via, who, contextvars.copy_context(), 0.0))
+        control = context.run(lambda: Control(block, via, who, 0.0, carried=carried()))
         return Task(self, control, _flows.start(self.blocks, control, who), context)
 
     def end(self, task: Task, who: str, *, commit: bool = True) -> Task:
         block = task.control.block
-        control = Control(block, block, who, contextvars.Context(), 0.0, commit=commit)
+        control = Control(block, block, who, 0.0, commit=commit)
         return Task(self, control, _flows.finish(self.blocks, control, self))  # type: ignore[arg-type]
 
     def request(self, who: str, name: str, via: Block | None = None, context: Any = None) -> Turn | None:
         """None: it went at once."""
-        chain = context.run(_blocks.carried) if context else ()
-        if self.blocks.admits(via, who, chain):
+        context = context or contextvars.Context()
+        if self.blocks.admits(via, who, context.run(carried)):
             self.start_command(name)
             return None
-        context = context or contextvars.Context()
-        begin = lambda: self.start_command(name)  # noqa: E731
-        turn = context.run(lambda: Turn(begin, via, who, contextvars.copy_context(), 0.0))  # type: ignore[arg-type, return-value]
+        begin: Any = lambda: self.start_command(name)  # noqa: E731
+        turn: Turn = context.run(
+            lambda: Turn(begin, via, who, 0.0, carried=carried(), context=contextvars.copy_context())
+        )
         self.blocks.line_up(turn)
         return turn
 
@@ -212,9 +216,14 @@ def test_strangers_are_started_in_order_after_the_end(desk: Desk) -> None:
     end = desk.end(alice, ALICE)
     assert desk.queued == ["inside", "COMMIT"]
     woken: list[int] = []
+
+    def wake(n: int) -> None:
+        assert len(desk.sent) == 6
+        woken.append(n)
+
     for n, turn in enumerate(turns):
         assert turn is not None
-        turn.wake = lambda n=n: woken.append(n) if len(desk.sent) == 6 else None
+        turn.wake = partial(wake, n)
     desk.answer(2)
     assert ok(end)
     assert desk.queued == ["bob 0", "carol 0", "bob 1", "carol 1", "bob 2", "carol 2"]
@@ -424,7 +433,7 @@ def test_a_commit_whose_reply_is_lost_is_unknown(desk: Desk) -> None:
     desk.write()
     stranger = desk.request(BOB, "next")
     desk.closed = True
-    desk.blocks.lost(lambda: errors.ConnectionLost("lost"))
+    desk.blocks.lost()
     desk.answer(error=errors.ConnectionLost("lost"))
     assert isinstance(end.error, errors.CommitUnknown)
     assert stranger is not None
@@ -547,7 +556,7 @@ def test_ended_by_hand_inside(desk: Desk) -> None:
 def test_close_waits_for_the_line_and_refuses_newcomers(desk: Desk) -> None:
     alice = opened(desk)
     waiting = desk.request(BOB, "waiting")
-    close = Turn(lambda: desk.start_command("close"), None, None, None, 0.0)  # type: ignore[arg-type, return-value]
+    close = Turn(lambda: desk.start_command("close"), None, None, 0.0)  # type: ignore[arg-type, return-value]
     desk.blocks.close(close)
     with pytest.raises(errors.InterfaceError, match="closing"):
         desk.request(CAROL, "newcomer")
@@ -562,8 +571,8 @@ def test_close_waits_for_the_line_and_refuses_newcomers(desk: Desk) -> None:
 def test_the_owners_close_rolls_back(desk: Desk) -> None:
     alice = opened(desk)
     desk.request(BOB, "waiting")
-    desk.blocks.retire(Turn(lambda: None, None, ALICE, None, 0.0))  # type: ignore[arg-type, return-value]
-    desk.blocks.close(Turn(lambda: desk.start_command("close"), None, None, None, 0.0))  # type: ignore[arg-type, return-value]
+    desk.blocks.retire(Turn(lambda: None, None, ALICE, 0.0))  # type: ignore[arg-type, return-value]
+    desk.blocks.close(Turn(lambda: desk.start_command("close"), None, None, 0.0))  # type: ignore[arg-type, return-value]
     end = desk.end(alice, ALICE)
     assert isinstance(end.error, errors.InterfaceError)
     assert "closed: rolled back" in str(end.error)
@@ -599,10 +608,10 @@ def test_the_complaint_names_the_owner_once(desk: Desk) -> None:
     ],
 )
 def test_begin_command(options: tuple[Any, ...], command: str) -> None:
-    assert _blocks.begin_command(*options) == command
+    assert begin_command(*options) == command
 
 
 @pytest.mark.parametrize("options", [("chaos", None, None), ("serializable; drop", None, None), (None, 1, None)])
 def test_wrong_options(options: tuple[Any, ...]) -> None:
     with pytest.raises(errors.InterfaceError):
-        _blocks.begin_command(*options)
+        begin_command(*options)

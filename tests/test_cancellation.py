@@ -267,8 +267,8 @@ async def test_as_completed(conn: pgpoll.Connection, mode: str) -> None:
             await each
     tasks = [asyncio.ensure_future(conn.execute("select pg_sleep(0.5)")) for _ in range(4)]
     with pytest.raises(TimeoutError):
-        for each in asyncio.as_completed(tasks, timeout=0.02):
-            await each
+        for one in asyncio.as_completed(tasks, timeout=0.02):
+            await one
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)

@@ -404,6 +404,7 @@ def test_cancel(conn: core.Connection) -> None:
     started = time.monotonic()
     while (state := conn.poll()) and slow.statement is None:
         wait(conn, state)
+    time.sleep(0.05)  # the server ignores a CancelRequest that comes before it has begun
     slow.abandon()
     assert conn.cancel_wanted() == core.NOW
     cancel = conn.start_cancel()

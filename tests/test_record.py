@@ -32,7 +32,7 @@ from backend import (
     started,
 )
 from pgpoll import core, errors
-from script import options
+from peers import options
 
 JSONB, INT4_ARRAY, SOME_ENUM = 3802, 1007, 16_500
 

@@ -19,8 +19,10 @@ from backend import (
 )
 from dialogues import DIALOGUES
 from dialogues.execute import KNOWN, NEW, ONE, knows
+from fake_server import FakeServer
+from peers import DATABASE, USER, Memory, Wire, options
 from pgpoll import core, errors
-from script import DATABASE, USER, FakeServer, Memory, Run, Script, Wire, error_of, options, play, where
+from script import Run, Script, error_of, play, where
 
 OVER_A_SOCKET = [name for name, make in DIALOGUES.items() if not make().memory_only]
 

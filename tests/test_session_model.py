@@ -15,8 +15,9 @@ import pytest
 
 from dialogues.asynchronous import NOISE
 from model import ModelServer
+from peers import options
 from pgpoll import core, errors
-from script import options, plain
+from script import plain
 
 SEEDS = os.environ.get("PGPOLL_SEEDS", "0:300")
 FIRST, _, LAST = SEEDS.partition(":")

@@ -14,8 +14,9 @@ import pytest
 
 from backend import error_response, message
 from dialogues import DIALOGUES
+from peers import Memory, options
 from pgpoll import errors
-from script import Act, Memory, Run, Send, options, play
+from script import Act, Run, Send, play
 
 counts: Counter[str] = Counter()
 
@@ -90,6 +91,9 @@ BREAKS = [end_of_file, loss, unknown_message, web_server, zeros, error_and_end_o
 def break_off(run: Run, how: Callable[[Run], None]) -> None:
     if not run.client.ended:
         how(run)
+    if not run.client.ended:  # it waits for the end of its cancel socket before it reads on
+        run.client.cancel_ended()
+        run.client.pump()
     run.assert_ended()
     for label, outcome in run.outcomes().items():
         assert outcome.kind in ("gives", "raises", "cancelled"), (label, outcome)

@@ -462,6 +462,7 @@ async def test_the_connection_is_lost_in_commit(dsn: str) -> None:
         with pytest.raises(pgpoll.ConnectionLost) as lost:
             await waiting
         assert lost.value.safe_to_retry
+        assert isinstance(lost.value.__cause__, errors.AdminShutdown)
 
 
 async def test_the_connection_is_lost_in_the_body(dsn: str) -> None:

@@ -15,13 +15,15 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
-from pgpoll import _blocks, conninfo, errors
+from pgpoll import conninfo, errors
+from pgpoll._turns import COMMITTED, ENDED, OPEN, ROLLED_BACK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pgpoll import core
-    from pgpoll._blocks import Block, Blocks, Control
+    from pgpoll._blocks import Blocks
+    from pgpoll._turns import Block, Control
 
 T = TypeVar("T")
 
@@ -90,13 +92,13 @@ def leave(blocks: Blocks, block: Block, raised: Exception | None, end: Callable[
     the driver rolls it back without the task.
     """
     if raised is None:
-        if block.state is _blocks.ENDED and block.outcome in (_blocks.COMMITTED, _blocks.ROLLED_BACK):
+        if block.state is ENDED and block.outcome in (COMMITTED, ROLLED_BACK):
             return  # ended by hand
         try:
             yield from end(True)
         finally:
             blocks.doom(block)  # where it could not even be tried
-    elif block.state is _blocks.OPEN:
+    elif block.state is OPEN:
         try:
             yield from end(False)
         except errors.Error as error:

@@ -29,11 +29,12 @@ from socket import SOCK_STREAM
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import conninfo, core, errors
-from pgpoll._blocks import Block, Blocks, Control, Turn, carried
+from pgpoll._blocks import Blocks
 from pgpoll._flows import Flow, Lookup, resolve
+from pgpoll._turns import Block, Control, Turn, carried
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
 T = TypeVar("T")
 
@@ -58,10 +59,11 @@ class Driver:
         self._pid = os.getpid()
         self._socket = _Registration(self.loop, self.core._on_readable, self.core._on_writable)
         self._cancel: _CancelRequest | None = None
+        self._watches: dict[core.Operation[Any] | None, _Watch] = {}
         self._closed: asyncio.Future[None] | None = None  # of close(): done when the connection has ended
         self._deadline: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
-        self._why = "the connection is closed"
+        self._why = ""  # set where we end it by ourselves
         self._over = False
         self.core._attach(
             self.loop,
@@ -137,11 +139,11 @@ class Driver:
 
     def turn(self, start: Callable[[], core.Operation[Any]], via: Block | None) -> Turn:
         """A request's place in the line, as the current task's."""
-        return Turn(start, via, current_task(), copy_context(), self.loop.time())
+        return Turn(start, via, current_task(), self.loop.time(), carried=carried(), context=copy_context())
 
     def control(self, block: Block, via: Block | None, *, commit: bool = False) -> Control:
         """A block's start or end, as the current task's."""
-        return Control(block, via, current_task(), copy_context(), self.loop.time(), commit=commit)
+        return Control(block, via, current_task(), self.loop.time(), carried=carried(), commit=commit)
 
     @staticmethod
     def task_name() -> str:
@@ -165,16 +167,26 @@ class Driver:
 
     async def settled(self, control: Control, expiry: _Expiry | None) -> None:
         """Waits until a block's start or end is decided. Cancelling this cancels nothing else."""
-        if not control.decided:
-            woken = self.loop.create_future()
-            control.wake = partial(_set, woken)
+        if not control.decided and control.operation is None:  # it stands in the line
+            await self._turn_of(control, expiry)
+        if not control.decided and (watch := self._watches.get(control.operation)) is not None:
             if expiry is not None:
-                expiry.awaited = woken
-            if control.operation is None:
-                self._be_patient()
-            await woken
+                expiry.awaited = watch
+            watch.take_over()
+            try:
+                await watch
+            finally:
+                watch.give_back()
         if control.error is not None:
             raise control.error
+
+    async def _turn_of(self, control: Control, expiry: _Expiry | None) -> None:
+        woken = self.loop.create_future()
+        control.wake = partial(_set, woken)
+        if expiry is not None:
+            expiry.awaited = woken
+        self._be_patient()
+        await woken
 
     def _started(self, turn: Turn, woken: asyncio.Future[Any]) -> None:
         if woken.done():
@@ -214,8 +226,12 @@ class Driver:
         if operation.done():
             self.loop.call_soon(done, context=_EMPTY.copy())
             return
-        self.core._waiter(operation).add_done_callback(lambda _: done(), context=_EMPTY.copy())
+        self._watches[operation] = _Watch(self, operation, done)
         self.core._flush_soon()
+
+    def unwatch(self, operation: core.Operation[Any]) -> None:
+        """It is done."""
+        self._watches.pop(operation, None)
 
     def flush(self) -> None:
         """See _blocks.Engine."""
@@ -249,7 +265,7 @@ class Driver:
                 timer.cancel()
         self._deadline = self._patience = None
         if not self.loop.is_closed():
-            self.blocks.lost(lambda: errors.ConnectionLost(self._why))
+            self.blocks.lost(self._why)
             if self._closed is not None and not self._closed.done():
                 self._closed.set_result(None)
 
@@ -290,7 +306,7 @@ class Driver:
         if self._closed is None:
             self._closed = self.loop.create_future()
             self._deadline = self.loop.call_later(CLOSE_SECONDS, self.terminate)
-            last = Turn(self.core.start_close, None, None, None, self.loop.time())
+            last = Turn(self.core.start_close, None, None, self.loop.time())
             self.blocks.close(last)
         await asyncio.shield(self._closed)
 
@@ -382,11 +398,81 @@ class _CancelRequest:
         self._driver.cancel_ended(in_time=in_time)
 
 
+class _Watch:
+    """The wait for a block's start or end, which goes on whoever goes away.
+
+    While a task waits (`take_over` ... `give_back`) it is woken as by any request of its own, and tells the blocks; a
+    future's part is played for it here, and cancelling that does not reach the request. Else a callback tells them.
+    """
+
+    def __init__(self, driver: Driver, operation: core.Operation[Any], done: Callable[[], None]) -> None:
+        self._asyncio_future_blocking = False
+        self._driver = driver
+        self._operation = operation
+        self._done: Callable[[], None] | None = done
+        self._waiter = driver.core._waiter(operation)
+        self._wakeup: Callable[[Any], object] | None = None
+        self._context: Context | None = None
+        self._error: BaseException | None = None
+        self._waiter.add_done_callback(self._tell, context=_EMPTY.copy())
+
+    def take_over(self) -> None:
+        """From here on who awaits it tells."""
+        self._waiter.remove_done_callback(self._tell)
+
+    def give_back(self) -> None:
+        """The task was woken, or goes away."""
+        if self._waiter.done():
+            self._tell(self._waiter)
+        else:
+            self._waiter.add_done_callback(self._tell, context=_EMPTY.copy())
+
+    def _tell(self, _: object) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            self._driver.unwatch(self._operation)
+            done()
+
+    # what a task uses of a future
+
+    def __await__(self) -> Generator[Any, None, None]:
+        if not self._waiter.done():
+            self._asyncio_future_blocking = True
+            yield self
+        if self._error is not None:
+            raise self._error
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._driver.loop
+
+    def add_done_callback(self, wakeup: Callable[[Any], object], *, context: Context) -> None:
+        self._wakeup, self._context = wakeup, context
+        self._waiter.add_done_callback(wakeup, context=context)
+
+    def done(self) -> bool:
+        return self._error is not None or self._waiter.done()
+
+    def result(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def cancel(self, msg: object = None) -> bool:
+        return self.set_exception(CancelledError() if msg is None else CancelledError(msg))
+
+    def set_exception(self, error: BaseException) -> bool:
+        if self.done() or self._wakeup is None:
+            return False
+        self._error = error
+        self._waiter.remove_done_callback(self._wakeup)
+        self._driver.loop.call_soon(self._wakeup, self, context=self._context)
+        return True
+
+
 class _Expiry:
     """The timeout of one request. It ends the wait for `awaited`, which may be replaced while it runs."""
 
     def __init__(
-        self, driver: Driver, seconds: float, awaited: core.Waiter[Any] | asyncio.Future[Any] | None = None
+        self, driver: Driver, seconds: float, awaited: core.Waiter[Any] | asyncio.Future[Any] | _Watch | None = None
     ) -> None:
         self.awaited = awaited
         self._driver = driver

@@ -20,8 +20,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import core, errors
-from pgpoll._blocks import Block, Blocks, Control, Turn
+from pgpoll._blocks import Blocks
 from pgpoll._flows import Flow, Lookup, resolve
+from pgpoll._turns import Block, Control, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +52,7 @@ class Driver:
         self._cancel: tuple[core.Cancel, float] | None = None  # under way, and when its time is up
         self._driving = False
         self._close: core.Operation[Any] | None = None
-        self._why = "closed"
+        self._why = ""  # set where we end it by ourselves
         self._pid = os.getpid()
 
     @property
@@ -122,12 +123,12 @@ class Driver:
 
     def control(self, block: Block, via: Block | None, *, commit: bool = False) -> Control:
         """A block's start or end, as the current thread's."""
-        return Control(block, via, threading.current_thread(), None, monotonic(), commit=commit)
+        return Control(block, via, threading.current_thread(), monotonic(), commit=commit)
 
     def _wait_for_turn(
         self, begin: Callable[[], core.Operation[Any]], via: Block | None, deadline: float | None, timeout: float | None
     ) -> core.Operation[Any]:
-        turn = Turn(begin, via, threading.current_thread(), None, monotonic())
+        turn = Turn(begin, via, threading.current_thread(), monotonic())
         turn.wake = self._changed.notify_all
         self.blocks.line_up(turn)
         try:
@@ -204,14 +205,14 @@ class Driver:
             self._drop_cancel()
             self.core.close_fd()
             self._watched.clear()
-            self.blocks.lost(lambda: errors.ConnectionLost(self._why))
+            self.blocks.lost(self._why)
             self._changed.notify_all()
 
     # -- cancelling
 
     def cancel(self, via: Block | None) -> None:
         """Cancel the running request at the server; returns when the CancelRequest's socket has reached its end."""
-        self.blocks.check_cancel(Turn(self.core.start_close, via, threading.current_thread(), None, 0.0))
+        self.blocks.check_cancel(Turn(self.core.start_close, via, threading.current_thread(), 0.0))
         if self.core.closed:
             raise errors.InterfaceError("the connection is closed")
         if not self.core.in_flight or self._cancel is not None:
@@ -244,9 +245,10 @@ class Driver:
                 if until < expires:
                     return
                 break
-            poller = select.poll()
-            poller.register(request.fileno(), select.POLLIN | (select.POLLOUT if flags & core.WAIT_WRITE else 0))
-            poller.poll(min(left, SLICE_SECONDS) * 1000)
+            if (fd := request.fileno()) >= 0:  # else another thread has just seen its end
+                poller = select.poll()
+                poller.register(fd, select.POLLIN | (select.POLLOUT if flags & core.WAIT_WRITE else 0))
+                poller.poll(min(left, SLICE_SECONDS) * 1000)
         in_time = request.done()
         self._drop_cancel()
         if not in_time:
@@ -286,9 +288,9 @@ class Driver:
                     self._settle()
                     return
                 self._catch_up(deadline, CLOSE_SECONDS)
-                turn = Turn(self.core.start_close, via, threading.current_thread(), None, monotonic())
+                turn = Turn(self.core.start_close, via, threading.current_thread(), monotonic())
                 self.blocks.retire(turn)
-                last = Turn(self._start_close, None, None, None, monotonic())
+                last = Turn(self._start_close, None, None, monotonic())
                 last.wake = self._changed.notify_all
                 self.blocks.close(last)
                 while not last.decided:

@@ -21,8 +21,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pgpoll import _flows, _loop
-from pgpoll._blocks import Block, begin_command, caller
 from pgpoll._facts import Facts
+from pgpoll._turns import Block, begin_command, caller
 from pgpoll.statement import Statement
 
 if TYPE_CHECKING:

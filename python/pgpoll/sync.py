@@ -23,10 +23,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from pgpoll import conninfo
-from pgpoll._blocks import Block, begin_command, caller
 from pgpoll._facts import Facts
 from pgpoll._flows import Flow, finish, leave, start
 from pgpoll._threads import Driver, resolved
+from pgpoll._turns import Block, begin_command, caller
 from pgpoll.statement import Described, R
 
 if TYPE_CHECKING:

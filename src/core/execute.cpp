@@ -112,6 +112,7 @@ step<statement_ptr> session::describe(std::string sql) {
   auto found = std::make_shared<statement>();
   found->name = "pgpoll_" + std::to_string(++statements_named_);
   found->sql = std::move(sql);
+  found->origin = origin_;
   found->may_copy = begins_with_copy(found->sql);
   out().parse(found->name, found->sql).describe_statement(found->name).flush();
   co_await reply_turn(writer::keep);

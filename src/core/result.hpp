@@ -35,8 +35,9 @@ struct statement {
   std::string name;
   std::string sql;
   std::vector<std::uint32_t> parameter_types;
-  columns_ptr columns;    // null where the statement returns no rows
-  bool may_copy = false;  // its first keyword is COPY: nothing may follow it on the wire
+  columns_ptr columns;                 // null where the statement returns no rows
+  std::shared_ptr<const char> origin;  // the session that prepared it: its name means nothing to others
+  bool may_copy = false;               // its first keyword is COPY: nothing may follow it on the wire
 };
 using statement_ptr = std::shared_ptr<const statement>;
 

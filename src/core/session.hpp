@@ -77,6 +77,9 @@ class session {
   // A statement of this text that is parsed and described, made the most recently used; else null.
   statement_ptr find_statement(std::string_view sql);
 
+  // Whether it was prepared here.
+  bool owns(const statement& prepared) const { return prepared.origin == origin_; }
+
   // The next operation whose statement is described and whose arguments are not encoded yet; each is listed once.
   // `arguments` is Bind's parameter section: Int16 count, Int16 formats, Int16 count, (Int32 length, bytes)...
   operation_ptr next_unencoded();
@@ -221,6 +224,7 @@ class session {
   std::size_t notice_bytes_ = 0;
   std::size_t startup_messages_ = 0;
   std::uint64_t statements_named_ = 0;
+  std::shared_ptr<const char> origin_ = std::make_shared<const char>();
 };
 
 struct session::write_turn_awaiter {

@@ -12,7 +12,9 @@ namespace {
 
 PyTypeObject* the_waiter_type = nullptr;
 
-waiter_object* self_of(PyObject* object) { return reinterpret_cast<waiter_object*>(object); }
+waiter_object* self_of(PyObject* object) {
+  return reinterpret_cast<waiter_object*>(object);
+}
 
 bool is_task(const loop_side& side, PyObject* object) {
   for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(side.task_types); ++i)
@@ -117,7 +119,9 @@ PyObject* iternext(PyObject* object) {
   return nullptr;
 }
 
-PyObject* send(PyObject* object, PyObject*) { return iternext(object); }
+PyObject* send(PyObject* object, PyObject*) {
+  return iternext(object);
+}
 
 PyObject* close(PyObject* object, PyObject*) {
   auto* self = self_of(object);
@@ -125,7 +129,9 @@ PyObject* close(PyObject* object, PyObject*) {
   Py_RETURN_NONE;
 }
 
-PyObject* get_loop(PyObject* object, PyObject*) { return Py_NewRef(self_of(object)->connection->side.loop); }
+PyObject* get_loop(PyObject* object, PyObject*) {
+  return Py_NewRef(self_of(object)->connection->side.loop);
+}
 
 bool add_callback(waiter_object* self, PyObject* callback, PyObject* context) {
   auto held = context == nullptr || context == Py_None ? ref::steal(PyContext_CopyCurrent()) : ref::borrow(context);
@@ -173,9 +179,15 @@ PyObject* remove_done_callback(PyObject* object, PyObject* callback) {
   return PyLong_FromSsize_t(removed);
 }
 
-PyObject* done(PyObject* object, PyObject*) { return PyBool_FromLong(self_of(object)->finished); }
-PyObject* cancelled(PyObject* object, PyObject*) { return PyBool_FromLong(self_of(object)->cancelled); }
-PyObject* result(PyObject* object, PyObject*) { return outcome(self_of(object)); }
+PyObject* done(PyObject* object, PyObject*) {
+  return PyBool_FromLong(self_of(object)->finished);
+}
+PyObject* cancelled(PyObject* object, PyObject*) {
+  return PyBool_FromLong(self_of(object)->cancelled);
+}
+PyObject* result(PyObject* object, PyObject*) {
+  return outcome(self_of(object));
+}
 
 PyObject* exception(PyObject* object, PyObject*) {
   auto* self = self_of(object);
@@ -249,28 +261,23 @@ PyMethodDef methods[] = {
     {"cancelled", cancelled, METH_NOARGS, nullptr},
     {"result", result, METH_NOARGS, nullptr},
     {"exception", exception, METH_NOARGS, nullptr},
-    {"cancel", method(cancel), METH_VARARGS | METH_KEYWORDS, "Abandons the request; False once its reply was handed out."},
+    {"cancel", method(cancel), METH_VARARGS | METH_KEYWORDS,
+     "Abandons the request; False once its reply was handed out."},
     {"expire", expire, METH_O, "Abandons the request; who awaits it gets this exception. False once it is finished."},
     {nullptr, nullptr, 0, nullptr}};
 
-PyMemberDef members[] = {
-    {"_asyncio_future_blocking", T_BOOL, offsetof(waiter_object, blocking), 0, nullptr},
-    {nullptr, 0, 0, 0, nullptr}};
+PyMemberDef members[] = {{"_asyncio_future_blocking", T_BOOL, offsetof(waiter_object, blocking), 0, nullptr},
+                         {nullptr, 0, 0, 0, nullptr}};
 
-PyType_Slot slots[] = {{Py_tp_dealloc, slot(dealloc)},
-                       {Py_tp_traverse, slot(traverse)},
-                       {Py_tp_clear, slot(clear)},
-                       {Py_tp_methods, methods},
-                       {Py_tp_members, members},
-                       {Py_tp_iter, slot(PyObject_SelfIter)},
-                       {Py_tp_iternext, slot(iternext)},
-                       {Py_am_await, slot(PyObject_SelfIter)},
-                       {Py_am_send, slot(am_send)},
-                       {0, nullptr}};
+PyType_Slot slots[] = {{Py_tp_dealloc, slot(dealloc)},   {Py_tp_traverse, slot(traverse)},
+                       {Py_tp_clear, slot(clear)},       {Py_tp_methods, methods},
+                       {Py_tp_members, members},         {Py_tp_iter, slot(PyObject_SelfIter)},
+                       {Py_tp_iternext, slot(iternext)}, {Py_am_await, slot(PyObject_SelfIter)},
+                       {Py_am_send, slot(am_send)},      {0, nullptr}};
 
-PyType_Spec spec = {"pgpoll.core.Waiter", sizeof(waiter_object), 0,
-                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-                    slots};
+PyType_Spec spec = {
+    "pgpoll.core.Waiter", sizeof(waiter_object), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
 
 }  // namespace
 

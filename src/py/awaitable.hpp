@@ -12,21 +12,22 @@ namespace pgpoll::py {
 struct connection_object;
 
 struct waiter_object {
-  PyObject_HEAD
-  connection_object* connection;  // owned
-  operation_object* operation;    // owned
-  PyObject* callback;             // the first; the others are in `more`
-  PyObject* context;              // that `callback` runs in
-  PyObject* more;                 // list of (callback, context), or null
-  PyObject* cancel_message;       // of cancel(), where cancelled
-  PyObject* expired;              // of expire()
-  char blocking;                  // _asyncio_future_blocking
+  PyObject_HEAD connection_object* connection;  // owned
+  operation_object* operation;                  // owned
+  PyObject* callback;                           // the first; the others are in `more`
+  PyObject* context;                            // that `callback` runs in
+  PyObject* more;                               // list of (callback, context), or null
+  PyObject* cancel_message;                     // of cancel(), where cancelled
+  PyObject* expired;                            // of expire()
+  char blocking;                                // _asyncio_future_blocking
   bool finished;
   bool cancelled;
 };
 
 int register_waiter(PyObject* module);
-inline PyObject* as_object(waiter_object* waiter) { return reinterpret_cast<PyObject*>(waiter); }
+inline PyObject* as_object(waiter_object* waiter) {
+  return reinterpret_cast<PyObject*>(waiter);
+}
 
 PyObject* waiter_new(connection_object* connection, operation_object* operation);
 

@@ -9,13 +9,14 @@ namespace {
 PyTypeObject* the_cancel_type = nullptr;
 
 struct cancel_object {
-  PyObject_HEAD
-  net::client* client;
+  PyObject_HEAD net::client* client;
   connection_object* connection;  // owned
   bool ended;
 };
 
-cancel_object* self_of(PyObject* object) { return reinterpret_cast<cancel_object*>(object); }
+cancel_object* self_of(PyObject* object) {
+  return reinterpret_cast<cancel_object*>(object);
+}
 
 // False with an exception set, where the loop could not be told.
 bool end(cancel_object* self) {
@@ -43,8 +44,12 @@ PyObject* poll(PyObject* object, PyObject*) {
   });
 }
 
-PyObject* done(PyObject* object, PyObject*) { return PyBool_FromLong(self_of(object)->ended); }
-PyObject* fileno_method(PyObject* object, PyObject*) { return PyLong_FromLong(self_of(object)->client->fileno()); }
+PyObject* done(PyObject* object, PyObject*) {
+  return PyBool_FromLong(self_of(object)->ended);
+}
+PyObject* fileno_method(PyObject* object, PyObject*) {
+  return PyLong_FromLong(self_of(object)->client->fileno());
+}
 
 PyObject* close_fd_method(PyObject* object, PyObject*) {
   return guarded([&]() -> PyObject* {
@@ -87,14 +92,16 @@ PyMethodDef methods[] = {
     {"close_fd", close_fd_method, METH_NOARGS, "Gives up and closes the socket; unregister it first."},
     {nullptr, nullptr, 0, nullptr}};
 
-PyType_Slot slots[] = {{Py_tp_dealloc, slot(dealloc)},   {Py_tp_finalize, slot(finalize)},
-                       {Py_tp_traverse, slot(traverse)}, {Py_tp_methods, methods},
+PyType_Slot slots[] = {{Py_tp_dealloc, slot(dealloc)},
+                       {Py_tp_finalize, slot(finalize)},
+                       {Py_tp_traverse, slot(traverse)},
+                       {Py_tp_methods, methods},
                        {Py_tp_doc, const_cast<char*>("A CancelRequest under way.")},
                        {0, nullptr}};
 
-PyType_Spec spec = {"pgpoll.core.Cancel", sizeof(cancel_object), 0,
-                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-                    slots};
+PyType_Spec spec = {
+    "pgpoll.core.Cancel", sizeof(cancel_object), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
 
 }  // namespace
 

@@ -12,8 +12,12 @@ namespace {
 
 PyTypeObject* the_connection_type = nullptr;
 
-driver_object* driver_of(PyObject* object) { return &as_connection(object)->base; }
-const core::session& session_of(PyObject* object) { return *driver_of(object)->session; }
+driver_object* driver_of(PyObject* object) {
+  return &as_connection(object)->base;
+}
+const core::session& session_of(PyObject* object) {
+  return *driver_of(object)->session;
+}
 
 PyObject* make(PyTypeObject* type, PyObject* args, PyObject* names) {
   static const char* keywords[] = {"options", "pipeline", "max_queued", nullptr};
@@ -86,7 +90,9 @@ PyObject* flush_method(PyObject* object, PyObject*) {
   });
 }
 
-PyObject* fileno_method(PyObject* object, PyObject*) { return PyLong_FromLong(as_connection(object)->client->fileno()); }
+PyObject* fileno_method(PyObject* object, PyObject*) {
+  return PyLong_FromLong(as_connection(object)->client->fileno());
+}
 
 PyObject* close_fd_method(PyObject* object, PyObject*) {
   return guarded([&]() -> PyObject* {
@@ -139,15 +145,23 @@ PyObject* backend_pid(PyObject* object, void*) {
 PyObject* server_parameters(PyObject* object, void*) {
   return guarded([&] { return parameters_dict(session_of(object)); });
 }
-PyObject* transaction_status(PyObject* object, void*) { return status_text(session_of(object)); }
-PyObject* closed(PyObject* object, void*) { return PyBool_FromLong(session_of(object).ended()); }
+PyObject* transaction_status(PyObject* object, void*) {
+  return status_text(session_of(object));
+}
+PyObject* closed(PyObject* object, void*) {
+  return PyBool_FromLong(session_of(object).ended());
+}
 PyObject* why_closed(PyObject* object, void*) {
   const auto& why = session_of(object).why_ended();
   if (!why) Py_RETURN_NONE;
   return guarded([&] { return make_error(*why, core::operation{}).release(); });
 }
-PyObject* in_flight(PyObject* object, void*) { return PyLong_FromSize_t(session_of(object).in_flight()); }
-PyObject* quiet(PyObject* object, void*) { return PyBool_FromLong(session_of(object).quiet()); }
+PyObject* in_flight(PyObject* object, void*) {
+  return PyLong_FromSize_t(session_of(object).in_flight());
+}
+PyObject* quiet(PyObject* object, void*) {
+  return PyBool_FromLong(session_of(object).quiet());
+}
 
 PyObject* repr(PyObject* object) {
   auto* self = as_connection(object);
@@ -231,17 +245,23 @@ PyGetSetDef properties[] = {
 
 }  // namespace
 
-PyTypeObject* connection_type() { return the_connection_type; }
+PyTypeObject* connection_type() {
+  return the_connection_type;
+}
 
 int register_connection(PyObject* module) {
   static std::vector<PyMethodDef> all;
   for (const auto* each = methods; each->ml_name != nullptr; ++each) all.push_back(*each);
   for (const auto* each = loop_methods; each->ml_name != nullptr; ++each) all.push_back(*each);
   all.push_back({});
-  PyType_Slot slots[] = {{Py_tp_new, slot(make)},           {Py_tp_dealloc, slot(dealloc)},
-                         {Py_tp_finalize, slot(finalize)},  {Py_tp_traverse, slot(traverse)},
-                         {Py_tp_clear, slot(clear)},        {Py_tp_repr, slot(repr)},
-                         {Py_tp_methods, all.data()},       {Py_tp_getset, properties},
+  PyType_Slot slots[] = {{Py_tp_new, slot(make)},
+                         {Py_tp_dealloc, slot(dealloc)},
+                         {Py_tp_finalize, slot(finalize)},
+                         {Py_tp_traverse, slot(traverse)},
+                         {Py_tp_clear, slot(clear)},
+                         {Py_tp_repr, slot(repr)},
+                         {Py_tp_methods, all.data()},
+                         {Py_tp_getset, properties},
                          {Py_tp_doc, const_cast<char*>("One connection on the poll API; see core.pyi.")},
                          {0, nullptr}};
   PyType_Spec spec = {"pgpoll.core.Connection", sizeof(connection_object), 0,

@@ -34,8 +34,12 @@ struct connection_object {
   bool close_later;  // close_fd() was called while a thread waited
 };
 
-inline connection_object* as_connection(PyObject* object) { return reinterpret_cast<connection_object*>(object); }
-inline PyObject* as_object(connection_object* connection) { return reinterpret_cast<PyObject*>(connection); }
+inline connection_object* as_connection(PyObject* object) {
+  return reinterpret_cast<connection_object*>(object);
+}
+inline PyObject* as_object(connection_object* connection) {
+  return reinterpret_cast<PyObject*>(connection);
+}
 
 int register_connection(PyObject* module);
 int register_cancel(PyObject* module);

@@ -153,7 +153,9 @@ ref text_of(std::string_view text) {
 
 }  // namespace
 
-unsigned fork_generation() { return forks.load(std::memory_order_relaxed); }
+unsigned fork_generation() {
+  return forks.load(std::memory_order_relaxed);
+}
 
 void watch_forks() {
   pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); });
@@ -177,7 +179,10 @@ PyObject* start_execute(driver_object* driver, PyObject* sql, PyObject* argument
   if (!check_arguments(arguments)) return nullptr;
   if (is_prepared(sql)) {
     if (!may_start_request(driver)) return nullptr;
-    return start_described(driver, sql, arguments, reinterpret_cast<prepared_object*>(sql)->statement);
+    const auto& prepared = reinterpret_cast<prepared_object*>(sql)->statement;
+    if (!driver->session->owns(*prepared))
+      return raise_interface_error("the statement was prepared on another connection: prepare it on this one");
+    return start_described(driver, sql, arguments, prepared);
   }
   std::string_view text;
   if (!read_sql(sql, text) || !may_start_request(driver)) return nullptr;

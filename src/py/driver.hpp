@@ -16,16 +16,15 @@ namespace pgpoll::py {
 struct operation_object;
 
 struct driver_object {
-  PyObject_HEAD
-  core::session* session;        // owned by the object that this is the head of
-  operation_object* operations;  // all that live, newest first
-  std::size_t max_queued;        // 0: no bound
-  unsigned generation;           // of this process, see fork_generation()
-  bool pipeline;                 // else one request at a time
-  bool advancing;                // within poll(): the core is pumped or arguments are encoded
-  bool connecting;               // start_connect() was called
-  bool burst;                    // all that is in flight was started since the last flush (D4: sent at once)
-  bool unflushed;                // something was started or abandoned since the last flush
+  PyObject_HEAD core::session* session;  // owned by the object that this is the head of
+  operation_object* operations;          // all that live, newest first
+  std::size_t max_queued;                // 0: no bound
+  unsigned generation;                   // of this process, see fork_generation()
+  bool pipeline;                         // else one request at a time
+  bool advancing;                        // within poll(): the core is pumped or arguments are encoded
+  bool connecting;                       // start_connect() was called
+  bool burst;                            // all that is in flight was started since the last flush (D4: sent at once)
+  bool unflushed;                        // something was started or abandoned since the last flush
 };
 
 // Changes in the child of a fork: connections made before belong to the parent.

@@ -72,15 +72,14 @@ class waiting_thread {
 int wait_for_socket(connection_object* self, int flags, double seconds) {
   pollfd watched{};
   watched.fd = self->client->fileno();
-  watched.events = static_cast<short>(((flags & net::wait_read) != 0 ? POLLIN : 0) |
-                                      ((flags & net::wait_write) != 0 ? POLLOUT : 0));
+  watched.events =
+      static_cast<short>(((flags & net::wait_read) != 0 ? POLLIN : 0) | ((flags & net::wait_write) != 0 ? POLLOUT : 0));
   auto limit = to_timespec(seconds);
   int count = 0;
   int error = 0;
   {
     waiting_thread within(self);
-    Py_BEGIN_ALLOW_THREADS
-    count = ppoll(&watched, 1, &limit, nullptr);
+    Py_BEGIN_ALLOW_THREADS count = ppoll(&watched, 1, &limit, nullptr);
     error = errno;
     Py_END_ALLOW_THREADS
   }

@@ -11,7 +11,9 @@ PyObject* error_class(const char* name);
 
 // Raises pgpoll.errors.<name>(message); returns null, so that a caller can return it.
 PyObject* raise_error(const char* name, const std::string& message);
-inline PyObject* raise_interface_error(const std::string& message) { return raise_error("InterfaceError", message); }
+inline PyObject* raise_interface_error(const std::string& message) {
+  return raise_error("InterfaceError", message);
+}
 
 // The exception that tells `why`, with its cause and with safe_to_retry; null with another one set.
 ref make_error(const core::failure& why, const core::operation& op);

@@ -21,9 +21,14 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT,
                           nullptr};
 
 bool add_constants(PyObject* module) {
-  const std::pair<const char*, int> constants[] = {
-      {"WAIT_READ", net::wait_read}, {"WAIT_WRITE", net::wait_write}, {"READY", net::ready}, {"IDLE", net::idle},
-      {"CLOSED", net::closed},       {"NONE", 0},                     {"NOW", 1},            {"GRACE", 2}};
+  const std::pair<const char*, int> constants[] = {{"WAIT_READ", net::wait_read},
+                                                   {"WAIT_WRITE", net::wait_write},
+                                                   {"READY", net::ready},
+                                                   {"IDLE", net::idle},
+                                                   {"CLOSED", net::closed},
+                                                   {"NONE", 0},
+                                                   {"NOW", 1},
+                                                   {"GRACE", 2}};
   for (const auto& [name, value] : constants)
     if (PyModule_AddIntConstant(module, name, value) < 0) return false;
   return true;

@@ -10,7 +10,9 @@ namespace {
 
 PyTypeObject* the_operation_type = nullptr;
 
-operation_object* self_of(PyObject* object) { return reinterpret_cast<operation_object*>(object); }
+operation_object* self_of(PyObject* object) {
+  return reinterpret_cast<operation_object*>(object);
+}
 
 PyObject* build_script(std::vector<core::raw_result>& results) {
   auto list = ref::steal(PyList_New(0));
@@ -53,7 +55,9 @@ PyObject* raise_kept(operation_object* self) {
   return nullptr;
 }
 
-PyObject* done(PyObject* object, PyObject*) { return PyBool_FromLong(self_of(object)->op->done()); }
+PyObject* done(PyObject* object, PyObject*) {
+  return PyBool_FromLong(self_of(object)->op->done());
+}
 
 PyObject* result(PyObject* object, PyObject*) {
   return guarded([&] { return operation_result(self_of(object)); });
@@ -79,7 +83,9 @@ PyObject* sql(PyObject* object, void*) {
   return Py_NewRef(self->sql);
 }
 
-PyObject* written(PyObject* object, void*) { return PyBool_FromLong(self_of(object)->op->written); }
+PyObject* written(PyObject* object, void*) {
+  return PyBool_FromLong(self_of(object)->op->written);
+}
 
 PyObject* statement(PyObject* object, void*) {
   const auto& known = self_of(object)->op->statement;
@@ -145,18 +151,23 @@ PyGetSetDef properties[] = {
     {"connection", connection, nullptr, "Its Connection or Session; None once that is gone.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
-PyType_Slot slots[] = {{Py_tp_dealloc, slot(dealloc)},   {Py_tp_traverse, slot(traverse)},
-                       {Py_tp_clear, slot(clear)},       {Py_tp_methods, methods},
-                       {Py_tp_getset, properties},       {Py_tp_doc, const_cast<char*>("One request, from start to outcome.")},
+PyType_Slot slots[] = {{Py_tp_dealloc, slot(dealloc)},
+                       {Py_tp_traverse, slot(traverse)},
+                       {Py_tp_clear, slot(clear)},
+                       {Py_tp_methods, methods},
+                       {Py_tp_getset, properties},
+                       {Py_tp_doc, const_cast<char*>("One request, from start to outcome.")},
                        {0, nullptr}};
 
-PyType_Spec spec = {"pgpoll.core.Operation", sizeof(operation_object), 0,
-                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-                    slots};
+PyType_Spec spec = {
+    "pgpoll.core.Operation", sizeof(operation_object), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
 
 }  // namespace
 
-PyTypeObject* operation_type() { return the_operation_type; }
+PyTypeObject* operation_type() {
+  return the_operation_type;
+}
 
 operation_object* operation_new(driver_object* driver, PyObject* sql) {
   auto* self = reinterpret_cast<operation_object*>(the_operation_type->tp_alloc(the_operation_type, 0));

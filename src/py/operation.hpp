@@ -10,8 +10,7 @@ namespace pgpoll::py {
 struct waiter_object;
 
 struct operation_object {
-  PyObject_HEAD
-  core::operation_ptr op;
+  PyObject_HEAD core::operation_ptr op;
   driver_object* driver;  // borrowed; null once it is gone
   operation_object* next;
   operation_object* previous;
@@ -25,8 +24,7 @@ struct operation_object {
 };
 
 struct prepared_object {
-  PyObject_HEAD
-  core::statement_ptr statement;
+  PyObject_HEAD core::statement_ptr statement;
 };
 
 int register_operation(PyObject* module);
@@ -35,7 +33,9 @@ PyTypeObject* operation_type();
 bool is_prepared(PyObject* object);
 PyObject* prepared_new(core::statement_ptr statement);
 
-inline PyObject* as_object(operation_object* handle) { return reinterpret_cast<PyObject*>(handle); }
+inline PyObject* as_object(operation_object* handle) {
+  return reinterpret_cast<PyObject*>(handle);
+}
 
 // A handle of `driver` without an operation yet; keep() gives it one and lets the driver keep it.
 operation_object* operation_new(driver_object* driver, PyObject* sql);
@@ -43,7 +43,7 @@ void keep(operation_object* handle, core::operation_ptr op);
 
 // The driver's reference, which the caller takes over; empty if there is none.
 ref let_go(operation_object* handle);
-void take(operation_object* handle);     // strikes it from the finished ones, if it is among them
+void take(operation_object* handle);  // strikes it from the finished ones, if it is among them
 void forget_arguments(operation_object* handle);
 
 // Interest ends: the driver lets go of it. Null, no effect, on a finished one that was taken.

@@ -15,8 +15,12 @@ const core::statement& statement_of(PyObject* object) {
   return *reinterpret_cast<prepared_object*>(object)->statement;
 }
 
-PyObject* name(PyObject* object, void*) { return decoded(statement_of(object).name).release(); }
-PyObject* sql(PyObject* object, void*) { return decoded(statement_of(object).sql).release(); }
+PyObject* name(PyObject* object, void*) {
+  return decoded(statement_of(object).name).release();
+}
+PyObject* sql(PyObject* object, void*) {
+  return decoded(statement_of(object).sql).release();
+}
 
 ref parameter_new(std::size_t number, std::uint32_t type_oid) {
   auto out = ref::steal(PyStructSequence_New(the_parameter_type));
@@ -65,12 +69,11 @@ void dealloc(PyObject* object) {
   Py_DECREF(type);
 }
 
-PyGetSetDef properties[] = {
-    {"name", name, nullptr, "Its name at the server.", nullptr},
-    {"sql", sql, nullptr, "Its text.", nullptr},
-    {"parameters", parameters, nullptr, "A tuple of (name, type_name, type_oid).", nullptr},
-    {"columns", columns, nullptr, "A tuple of Column; None where it returns no rows.", nullptr},
-    {nullptr, nullptr, nullptr, nullptr, nullptr}};
+PyGetSetDef properties[] = {{"name", name, nullptr, "Its name at the server.", nullptr},
+                            {"sql", sql, nullptr, "Its text.", nullptr},
+                            {"parameters", parameters, nullptr, "A tuple of (name, type_name, type_oid).", nullptr},
+                            {"columns", columns, nullptr, "A tuple of Column; None where it returns no rows.", nullptr},
+                            {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
 PyType_Slot slots[] = {{Py_tp_dealloc, slot(dealloc)},
                        {Py_tp_repr, slot(repr)},
@@ -88,7 +91,9 @@ PyStructSequence_Desc parameter_spec = {"pgpoll.core.Parameter", "A parameter of
 
 }  // namespace
 
-bool is_prepared(PyObject* object) { return Py_IS_TYPE(object, the_prepared_type); }
+bool is_prepared(PyObject* object) {
+  return Py_IS_TYPE(object, the_prepared_type);
+}
 
 PyObject* prepared_new(core::statement_ptr statement) {
   if (!statement) return raise_interface_error("the statement is not described");

@@ -13,8 +13,12 @@ struct session_object {
   driver_object base;
 };
 
-driver_object* driver_of(PyObject* object) { return &reinterpret_cast<session_object*>(object)->base; }
-core::session& session_of(PyObject* object) { return *driver_of(object)->session; }
+driver_object* driver_of(PyObject* object) {
+  return &reinterpret_cast<session_object*>(object)->base;
+}
+core::session& session_of(PyObject* object) {
+  return *driver_of(object)->session;
+}
 
 PyObject* make(PyTypeObject* type, PyObject* args, PyObject* names) {
   static const char* keywords[] = {"options", nullptr};
@@ -146,13 +150,21 @@ PyObject* backend_key(PyObject* object, void*) {
   if (!key) Py_RETURN_NONE;
   return Py_BuildValue("(iy#)", key->pid, key->secret.data(), static_cast<Py_ssize_t>(key->secret.size()));
 }
-PyObject* transaction_status(PyObject* object, void*) { return status_text(session_of(object)); }
+PyObject* transaction_status(PyObject* object, void*) {
+  return status_text(session_of(object));
+}
 PyObject* parameters(PyObject* object, void*) {
   return guarded([&] { return parameters_dict(session_of(object)); });
 }
-PyObject* ended(PyObject* object, void*) { return PyBool_FromLong(session_of(object).ended()); }
-PyObject* in_flight(PyObject* object, void*) { return PyLong_FromSize_t(session_of(object).in_flight()); }
-PyObject* quiet(PyObject* object, void*) { return PyBool_FromLong(session_of(object).quiet()); }
+PyObject* ended(PyObject* object, void*) {
+  return PyBool_FromLong(session_of(object).ended());
+}
+PyObject* in_flight(PyObject* object, void*) {
+  return PyLong_FromSize_t(session_of(object).in_flight());
+}
+PyObject* quiet(PyObject* object, void*) {
+  return PyBool_FromLong(session_of(object).quiet());
+}
 
 int traverse(PyObject* object, visitproc visit, void* arg) {
   Py_VISIT(Py_TYPE(object));

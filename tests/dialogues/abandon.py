@@ -281,6 +281,31 @@ def grace_while_others_are_on_the_wire() -> Script:
 
 
 @dialogue
+def described_behind_a_cancelled_head() -> Script:
+    """What is on the wire behind it may be described, but its Bind waits for the end of the cancel socket."""
+    return (
+        knows(memory_only=True)
+        .start("gone", "execute", ONE)
+        .start("new", "execute", "select 2 as two")
+        .expect(*KNOWN, *NEW)
+        .abandon("gone")
+        .act(lambda run: wishes(run, core.GRACE))
+        .act(lambda run: run.client.cancel_started())
+        .send(STRAY, ready_for_query())
+        .send(described("two"))
+        .expect()
+        .act(lambda run: run.client.cancel_ended())
+        .act(lambda run: run.client.pump())
+        .expect(*KNOWN)
+        .send(bind_complete(), selected(2), ready_for_query())
+        .expect(where("Query", query=""))
+        .send(empty_query(), ready_for_query())
+        .cancelled("gone")
+        .gives("new", [(2,)], "SELECT 1")
+    )
+
+
+@dialogue
 def nothing_follows_an_abandoned_head() -> Script:
     """No other request is written behind it, though nobody cancels it."""
     return (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from backend import (
-    ScramServer,
     authentication,
     authentication_ok,
     backend_key_data,
@@ -12,7 +11,6 @@ from backend import (
     error_response,
     fatal,
     md5,
-    md5_password,
     negotiate_protocol_version,
     notice,
     parameter_status,
@@ -21,8 +19,10 @@ from backend import (
     started,
 )
 from dialogues.registry import dialogue
+from peers import PASSWORD, USER
 from pgpoll import errors
-from script import PASSWORD, USER, Run, Script, where
+from scram_server import ScramServer, md5_password
+from script import Run, Script, where
 
 
 @dialogue

@@ -1,0 +1,174 @@
+"""What stands in a connection's line: a block (a transaction or savepoint), a request's turn, a block's start or end.
+
+Plain data; _blocks.py has the rules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import sys
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from pgpoll import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextvars import Context
+
+    from pgpoll import core
+
+
+class State(enum.Enum):
+    """Where a block is in its life."""
+
+    NEW = "has not been started"
+    WAITING = "waits to be started"
+    STARTING = "is being started"
+    OPEN = "is open"
+    ENDING = "is being ended"
+    DOOMED = "is being rolled back"
+    ENDED = "has ended"
+
+
+NEW, WAITING, STARTING, OPEN, ENDING, DOOMED, ENDED = State
+
+COMMITTED = "committed"
+ROLLED_BACK = "rolled back"
+CLOSED = "closed: rolled back"
+LOST = "the connection was lost: rolled back"
+
+# All blocks that this context is inside of, of all connections, outermost first; ended ones may be among them.
+_carried: ContextVar[tuple[Block, ...]] = ContextVar("pgpoll_blocks", default=())
+carried = _carried.get
+
+
+class Block:
+    """One transaction, or savepoint, of one connection. Knows no connection, so a context that carries it pins none."""
+
+    __slots__ = ("begin", "options", "outcome", "owner", "owner_name", "savepoint", "state", "warned", "where")
+
+    def __init__(self, begin: str, where: str) -> None:
+        self.begin = begin
+        self.options = begin != "BEGIN"
+        self.where = where
+        self.state = NEW
+        self.outcome = ""  # how it ended, for messages
+        self.owner: object | None = None  # the task or thread that entered it
+        self.owner_name = ""
+        self.savepoint = ""  # its name; empty for the outermost
+        self.warned = False
+
+    def carry(self) -> None:
+        """Put it into the current context; what has ended is left out on this occasion."""
+        _carried.set((*(block for block in carried() if block.state is not ENDED), self))
+
+    def drop(self) -> None:
+        """Take it out of the current context where it is there; nothing depends on it."""
+        if self in (chain := carried()):
+            _carried.set(tuple(block for block in chain if block is not self and block.state is not ENDED))
+
+    def refusal(self) -> errors.InterfaceError:
+        """What a request through this block's handle gets where it can never go."""
+        outcome = f": {self.outcome}" if self.outcome else ""
+        return errors.InterfaceError(f"the transaction entered at {self.where} {self.state.value}{outcome}")
+
+
+class Turn:
+    """A request's place in the line. `wake` is called once, when it is decided: started (`operation`) or refused."""
+
+    __slots__ = ("carried", "context", "decided", "error", "operation", "since", "start", "via", "wake", "who")
+
+    def __init__(
+        self,
+        start: Callable[[], core.Operation[Any]],
+        via: Block | None,
+        who: object,
+        since: float,
+        *,
+        carried: tuple[Block, ...] = (),
+        context: Context | None = None,
+    ) -> None:
+        self.start = start
+        self.via = via
+        self.who = who
+        self.carried = carried
+        self.context = context  # where `start` runs once it has waited; None: anywhere
+        self.since = since
+        self.operation: core.Operation[Any] | None = None
+        self.error: BaseException | None = None
+        self.decided = False
+        self.wake: Callable[[], None] = _nobody
+
+
+class Control(Turn):
+    """The start or the end of a block: decided when the server has answered. `tag` is the last command's then."""
+
+    __slots__ = ("block", "commit", "operations", "spoiled", "tag")
+
+    def __init__(
+        self,
+        block: Block,
+        via: Block | None,
+        who: object,
+        since: float,
+        *,
+        carried: tuple[Block, ...] = (),
+        commit: bool = False,
+    ) -> None:
+        super().__init__(_unstartable, via, who, since, carried=carried)
+        self.block = block
+        self.commit = commit
+        self.spoiled = False  # a COMMIT was asked for, and the status forbade it
+        self.operations: tuple[core.Operation[Any], ...] = ()
+        self.tag = ""
+
+    @property
+    def sent(self) -> bool:
+        """Whether a byte of it may have left."""
+        return any(operation.written for operation in self.operations)
+
+
+def _nobody() -> None:
+    pass
+
+
+def _unstartable() -> core.Operation[Any]:
+    raise AssertionError("a block is started by Blocks")
+
+
+# -- what transaction() takes
+
+_LEVELS = ("serializable", "repeatable read", "read committed", "read uncommitted")
+
+
+def begin_command(isolation: str | None, readonly: bool | None, deferrable: bool | None) -> str:
+    """The BEGIN of these options; InterfaceError where one is wrong."""
+    words = ["BEGIN"]
+    if isolation is not None:
+        level = " ".join(str(isolation).lower().replace("_", " ").split())
+        if level not in _LEVELS:
+            raise errors.InterfaceError(f"isolation {isolation!r} is not one of {', '.join(_LEVELS)}")
+        words.append(f"ISOLATION LEVEL {level.upper()}")
+    for name, value, yes, no in (
+        ("readonly", readonly, "READ ONLY", "READ WRITE"),
+        ("deferrable", deferrable, "DEFERRABLE", "NOT DEFERRABLE"),
+    ):
+        if value is not None:
+            if not isinstance(value, bool):
+                raise errors.InterfaceError(f"{name} must be True, False or None, not {value!r}")
+            words.append(yes if value else no)
+    return " ".join(words)
+
+
+def caller() -> str:
+    """file:line of the first frame outside of this package."""
+    with contextlib.suppress(ValueError):
+        depth = 2
+        while True:
+            frame = sys._getframe(depth)
+            if not frame.f_globals.get("__name__", "").startswith("pgpoll."):
+                return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            depth += 1
+    return "?"

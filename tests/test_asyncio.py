@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.parse
 import warnings
 import weakref
 from collections.abc import AsyncIterator
@@ -74,42 +75,40 @@ async def test_connect_is_a_coroutine_and_a_context_manager(dsn: str) -> None:
         await connecting
 
 
-async def test_names_are_looked_up_by_the_loop(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import urllib.parse
+class _Resolving(asyncio.SelectorEventLoop):
+    """A loop with names of its own."""
 
-    port = urllib.parse.urlsplit(dsn).port
-    asked: list[Any] = []
-    loop = asyncio.get_running_loop()
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[Any] = []
 
-    async def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
-        asked.append(host)
+    async def getaddrinfo(self, host: Any, *args: Any, **kwargs: Any) -> Any:
+        self.asked.append(host)
         if host == "nowhere.invalid":
             raise OSError(-2, "Name or service not known")
         return [(2, 1, 6, "", ("127.0.0.9", 0)), (2, 1, 6, "", ("127.0.0.1", 0))]
 
-    if isinstance(loop, asyncio.SelectorEventLoop):
-        monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
-    else:
-        monkeypatch.setattr("asyncio.get_running_loop", lambda: _Resolving(loop, getaddrinfo))
-        pytest.skip("uvloop's loop takes no other resolver")
-    options = {"port": port, "user": "postgres", "dbname": "postgres"}
-    async with pgpoll.connect(host="somewhere.invalid", **options) as conn:
-        assert await conn.fetchval("select 1") == 1
-    async with pgpoll.connect(host="nowhere.invalid,127.0.0.1", **options) as conn:
-        assert await conn.fetchval("select 1") == 1
-    assert asked == ["somewhere.invalid", "nowhere.invalid"], "IP literals are never looked up"
-    with pytest.raises(pgpoll.OperationalError, match=r"nowhere\.invalid"):
-        await pgpoll.connect(host="nowhere.invalid", **options)
 
+def test_names_are_looked_up_by_the_loop(dsn: str) -> None:
+    options = {"port": urllib.parse.urlsplit(dsn).port, "user": "postgres", "dbname": "postgres"}
 
-class _Resolving:
-    def __init__(self, loop: Any, getaddrinfo: Any) -> None:
-        self.loop, self.getaddrinfo = loop, getaddrinfo
+    async def main() -> list[Any]:
+        async with pgpoll.connect(host="somewhere.invalid", **options) as conn:
+            assert await conn.fetchval("select 1") == 1
+        async with pgpoll.connect(host="nowhere.invalid,127.0.0.1", **options) as conn:
+            assert await conn.fetchval("select 1") == 1
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, _Resolving)
+        asked = list(loop.asked)
+        with pytest.raises(pgpoll.OperationalError, match=r"nowhere\.invalid"):
+            await pgpoll.connect(host="nowhere.invalid", **options)
+        return asked
+
+    with asyncio.Runner(loop_factory=_Resolving) as runner:
+        assert runner.run(main()) == ["somewhere.invalid", "nowhere.invalid"], "IP literals are never looked up"
 
 
 async def test_two_addresses_refuse_then_one_lives(dsn: str) -> None:
-    import urllib.parse
-
     port = urllib.parse.urlsplit(dsn).port
     hosts = {"host": "127.0.0.2,127.0.0.3,127.0.0.1", "port": f"1,1,{port}"}
     for _ in range(3):
@@ -253,6 +252,32 @@ async def test_a_server_that_takes_no_cancel_request(server: Server) -> None:
             assert conn.closed
         finally:
             os.kill(server.pid, signal.SIGCONT)
+
+
+async def test_a_cancel_request_that_is_refused(dsn: str) -> None:
+    """Nothing will stop what runs: the connection is ended."""
+    there = urllib.parse.urlsplit(dsn)
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        listener.close()  # whoever comes after is refused
+        upstream, downstream = await asyncio.open_connection(there.hostname, there.port)
+
+        async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            while data := await source.read(65536):
+                sink.write(data)
+            sink.close()
+
+        await asyncio.gather(copy(reader, downstream), copy(upstream, writer))
+
+    listener = await asyncio.start_server(forward, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    async with pgpoll.connect(host="127.0.0.1", port=port, user=there.username, dbname="postgres") as conn:
+        with pytest.raises(pgpoll.QueryTimeout):
+            await conn.execute("select pg_sleep(20)", timeout=0.1)
+        with pytest.raises(pgpoll.Error):
+            await asyncio.wait_for(conn.execute("select 1"), 3)
+        assert conn.closed
+    await asyncio.sleep(0.05)
 
 
 async def test_loss_tells_everyone(dsn: str) -> None:

@@ -31,8 +31,8 @@ from backend import (
     row_description,
     started,
 )
-from pgpoll import core, errors
 from peers import options
+from pgpoll import core, errors
 
 JSONB, INT4_ARRAY, SOME_ENUM = 3802, 1007, 16_500
 

@@ -150,7 +150,6 @@ class Blocks:
         block.owner, block.owner_name = control.who, owner_name
         if self.admits(control.via, control.who, control.carried):
             self._begin(control)
-            self._engine.flush()
         else:
             self.line_up(control)
             block.state = WAITING
@@ -168,7 +167,6 @@ class Blocks:
         top = self.stack[-1]
         if top is block:
             self._finish(control)
-            self._engine.flush()
         elif top.owner is not None and top.owner is control.who and top.state is OPEN:
             raise errors.InterfaceError(f"the transaction entered at {top.where}, inside of this one, is still open")
         else:
@@ -367,6 +365,10 @@ class Blocks:
 
     def _advance(self, settled: Control | None = None) -> None:
         """Start everyone who may go now, in order; then wake them, and last those whose control was settled."""
+        if not self._line and not self._advancing and not (self.stack and self.stack[-1].state is DOOMED):
+            if settled is not None:
+                settled.wake()
+            return
         if settled is not None:
             self._settled.append(settled)
         self._again = True

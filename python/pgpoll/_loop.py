@@ -31,14 +31,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pgpoll import conninfo, core, errors
 from pgpoll._blocks import Blocks
 from pgpoll._flows import Flow, Lookup, resolve
+from pgpoll._sockets import CANCEL_SECONDS, CancelRequest, Registration
 from pgpoll._turns import Block, Control, Turn, carried
+from pgpoll._watch import Watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable
 
 T = TypeVar("T")
+Loop = asyncio.AbstractEventLoop
+Future = asyncio.Future
 
-CANCEL_SECONDS = 2.0
 CLOSE_SECONDS = 5.0
 PATIENCE_SECONDS = 5.0
 
@@ -51,16 +54,18 @@ _EMPTY = Context()
 class Driver:
     """What drives one core.Connection on one loop."""
 
+    cancelled_error = CancelledError
+
     def __init__(self, options: conninfo.Options) -> None:
         self.loop = asyncio.get_running_loop()
         self.core = core.Connection(options, pipeline=True)
         self.blocks = Blocks(self.core, self)
         self._thread = threading.get_ident()
         self._pid = os.getpid()
-        self._socket = _Registration(self.loop, self.core._on_readable, self.core._on_writable)
-        self._cancel: _CancelRequest | None = None
-        self._watches: dict[core.Operation[Any] | None, _Watch] = {}
-        self._closed: asyncio.Future[None] | None = None  # of close(): done when the connection has ended
+        self._socket = Registration(self.loop, self.core._on_readable, self.core._on_writable)
+        self._cancel: CancelRequest | None = None
+        self._watches: dict[core.Operation[Any] | None, Watch] = {}
+        self._closed: Future[None] | None = None  # of close(): done when the connection has ended
         self._deadline: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
         self._why = ""  # set where we end it by ourselves
@@ -109,7 +114,7 @@ class Driver:
                 return await waiter
             return await self._until(waiter, _Expiry(self, timeout, waiter))
         turn = self.turn(start, via)
-        woken: asyncio.Future[core.Waiter[T]] = self.loop.create_future()
+        woken: Future[core.Waiter[T]] = self.loop.create_future()
         turn.wake = partial(self._started, turn, woken)
         self.blocks.line_up(turn)
         self._be_patient()
@@ -188,7 +193,7 @@ class Driver:
         self._be_patient()
         await woken
 
-    def _started(self, turn: Turn, woken: asyncio.Future[Any]) -> None:
+    def _started(self, turn: Turn, woken: Future[Any]) -> None:
         if woken.done():
             return
         if turn.error is not None:
@@ -226,7 +231,7 @@ class Driver:
         if operation.done():
             self.loop.call_soon(done, context=_EMPTY.copy())
             return
-        self._watches[operation] = _Watch(self, operation, done)
+        self._watches[operation] = Watch(self, operation, done)
         self.core._flush_soon()
 
     def unwatch(self, operation: core.Operation[Any]) -> None:
@@ -251,7 +256,7 @@ class Driver:
             return
         self._socket.watch(self.core.fileno(), flags)
         if self._cancel is None and self.core.cancel_wanted() == core.NOW:
-            self._start_cancel()
+            self._cancel_abandoned()
 
     def _end(self) -> None:
         """The connection has ended: nothing of it stays in the loop, and everyone in line is told."""
@@ -277,15 +282,33 @@ class Driver:
         self.blocks.check_cancel(self.turn(_never, via))
         if self.core.closed:
             raise errors.InterfaceError("the connection is closed")
-        if self._cancel is None and self.core.in_flight:
-            self._start_cancel()
-        if self._cancel is not None:
-            await asyncio.shield(self._cancel.ended)
+        request = self._cancel
+        if request is None:
+            if not self.core.in_flight:
+                return
+            request = self._start_cancel()
+        await asyncio.shield(request.ended)
+        if not request.delivered:
+            raise errors.OperationalError("the CancelRequest could not be delivered")
 
-    def _start_cancel(self) -> None:
-        request = _CancelRequest(self)
+    def _start_cancel(self) -> CancelRequest:
+        request = CancelRequest(self)
         if not request.ended.done():
             self._cancel = request
+        return request
+
+    def _cancel_abandoned(self) -> None:
+        """Where that can't be done nobody knows when the connection is of use again: it is ended."""
+        try:
+            request = self._start_cancel()
+        except errors.InterfaceError as error:  # no key
+            self.abort(f"a request could not be cancelled: {error}")
+            return
+        request.ended.add_done_callback(lambda _: self._refused(request), context=_EMPTY.copy())
+
+    def _refused(self, request: CancelRequest) -> None:
+        if not request.delivered and not self._over:
+            self.abort("a CancelRequest was refused")
 
     def cancel_ended(self, *, in_time: bool) -> None:
         """The CancelRequest's socket has reached its end, or its time is up."""
@@ -315,12 +338,13 @@ class Driver:
         if self.core.closed or self.loop.is_closed() or asyncio.get_running_loop() is not self.loop:
             self.terminate()
             return
-        if self.core.in_flight and self._cancel is None:
-            self._start_cancel()
-        ended = self._cancel.ended if self._cancel is not None else None
+        request = self._cancel
+        if request is None and self.core.in_flight:
+            with contextlib.suppress(errors.InterfaceError):  # no key: it ends when the server notices
+                request = self._start_cancel()
         self.terminate()
-        if ended is not None:
-            await asyncio.shield(ended)
+        if request is not None:
+            await asyncio.shield(request.ended)
 
     def terminate(self) -> None:
         """End the connection now, from any thread; in the child of a fork, only this process's part of it."""
@@ -335,144 +359,11 @@ class Driver:
                 self.loop.call_soon_threadsafe(self.terminate, context=_EMPTY.copy())
 
 
-class _Registration:
-    """What a loop watches one socket for; its callbacks run in an empty context."""
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, readable: Callable[[], None], writable: Callable[[], None]
-    ) -> None:
-        self._loop = loop
-        self._readable = readable
-        self._writable = writable
-        self._fd = -1
-        self._writing = False
-
-    def watch(self, fd: int, flags: int) -> None:
-        """Watch `fd` (-1: none) for reading, and as long as `flags` say so for writing."""
-        if fd != self._fd:
-            self.forget()
-            if fd >= 0:
-                _EMPTY.copy().run(self._loop.add_reader, fd, self._readable)
-                self._fd = fd
-        writing = bool(flags & core.WAIT_WRITE) and fd >= 0
-        if writing and not self._writing:
-            _EMPTY.copy().run(self._loop.add_writer, fd, self._writable)
-        elif self._writing and not writing:
-            self._loop.remove_writer(fd)
-        self._writing = writing
-
-    def forget(self) -> None:
-        """Watch nothing any more."""
-        if self._fd >= 0 and not self._loop.is_closed():
-            self._loop.remove_reader(self._fd)
-            if self._writing:
-                self._loop.remove_writer(self._fd)
-        self._fd, self._writing = -1, False
-
-
-class _CancelRequest:
-    """A CancelRequest on its way. `ended` is done when its socket has reached its end, or its time is up."""
-
-    def __init__(self, driver: Driver) -> None:
-        self.ended: asyncio.Future[None] = driver.loop.create_future()
-        self._driver = driver
-        self._cancel = driver.core.start_cancel()
-        self._socket = _Registration(driver.loop, self._poll, self._poll)
-        self._timer = driver.loop.call_later(CANCEL_SECONDS, self._finish)
-        self._poll()
-
-    def _poll(self) -> None:
-        flags = self._cancel.poll()
-        if self._cancel.done():
-            self._finish()
-        else:
-            self._socket.watch(self._cancel.fileno(), flags)
-
-    def _finish(self) -> None:
-        self._timer.cancel()
-        self._socket.forget()
-        in_time = self._cancel.done()
-        self._cancel.close_fd()
-        if not self.ended.done():
-            self.ended.set_result(None)
-        self._driver.cancel_ended(in_time=in_time)
-
-
-class _Watch:
-    """The wait for a block's start or end, which goes on whoever goes away.
-
-    While a task waits (`take_over` ... `give_back`) it is woken as by any request of its own, and tells the blocks; a
-    future's part is played for it here, and cancelling that does not reach the request. Else a callback tells them.
-    """
-
-    def __init__(self, driver: Driver, operation: core.Operation[Any], done: Callable[[], None]) -> None:
-        self._asyncio_future_blocking = False
-        self._driver = driver
-        self._operation = operation
-        self._done: Callable[[], None] | None = done
-        self._waiter = driver.core._waiter(operation)
-        self._wakeup: Callable[[Any], object] | None = None
-        self._context: Context | None = None
-        self._error: BaseException | None = None
-        self._waiter.add_done_callback(self._tell, context=_EMPTY.copy())
-
-    def take_over(self) -> None:
-        """From here on who awaits it tells."""
-        self._waiter.remove_done_callback(self._tell)
-
-    def give_back(self) -> None:
-        """The task was woken, or goes away."""
-        if self._waiter.done():
-            self._tell(self._waiter)
-        else:
-            self._waiter.add_done_callback(self._tell, context=_EMPTY.copy())
-
-    def _tell(self, _: object) -> None:
-        done, self._done = self._done, None
-        if done is not None:
-            self._driver.unwatch(self._operation)
-            done()
-
-    # what a task uses of a future
-
-    def __await__(self) -> Generator[Any, None, None]:
-        if not self._waiter.done():
-            self._asyncio_future_blocking = True
-            yield self
-        if self._error is not None:
-            raise self._error
-
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        return self._driver.loop
-
-    def add_done_callback(self, wakeup: Callable[[Any], object], *, context: Context) -> None:
-        self._wakeup, self._context = wakeup, context
-        self._waiter.add_done_callback(wakeup, context=context)
-
-    def done(self) -> bool:
-        return self._error is not None or self._waiter.done()
-
-    def result(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def cancel(self, msg: object = None) -> bool:
-        return self.set_exception(CancelledError() if msg is None else CancelledError(msg))
-
-    def set_exception(self, error: BaseException) -> bool:
-        if self.done() or self._wakeup is None:
-            return False
-        self._error = error
-        self._waiter.remove_done_callback(self._wakeup)
-        self._driver.loop.call_soon(self._wakeup, self, context=self._context)
-        return True
-
-
 class _Expiry:
     """The timeout of one request. It ends the wait for `awaited`, which may be replaced while it runs."""
 
     def __init__(
-        self, driver: Driver, seconds: float, awaited: core.Waiter[Any] | asyncio.Future[Any] | _Watch | None = None
+        self, driver: Driver, seconds: float, awaited: core.Waiter[Any] | Future[Any] | Watch | None = None
     ) -> None:
         self.awaited = awaited
         self._driver = driver
@@ -527,7 +418,11 @@ async def run(flow: Flow[T], driver: Driver | None = None, expiry: _Expiry | Non
         step = next(flow)
         while True:
             try:
-                answer = await _take(step, driver, expiry)
+                answer: Any = None
+                if driver is None or isinstance(step, Lookup):
+                    answer = await _look_up(step)
+                else:
+                    await driver.settled(step, expiry)
             except BaseException as error:  # noqa: BLE001 - the flow's to judge
                 step = flow.throw(error)
             else:
@@ -537,14 +432,12 @@ async def run(flow: Flow[T], driver: Driver | None = None, expiry: _Expiry | Non
         return result
 
 
-async def _take(step: Lookup | Control, driver: Driver | None, expiry: _Expiry | None) -> Any:
-    if isinstance(step, Lookup):
-        return await asyncio.get_running_loop().getaddrinfo(step.host, None, type=SOCK_STREAM)
-    assert driver is not None
-    return await driver.settled(step, expiry)
+async def _look_up(step: Lookup | Control) -> Any:
+    assert isinstance(step, Lookup)
+    return await asyncio.get_running_loop().getaddrinfo(step.host, None, type=SOCK_STREAM)
 
 
-def _set(future: asyncio.Future[None]) -> None:
+def _set(future: Future[None]) -> None:
     if not future.done():
         future.set_result(None)
 

@@ -10,6 +10,7 @@ the server, a CancelRequest is driven to its end there and then, for INTERRUPT_S
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -220,16 +221,26 @@ class Driver:
         request = self.core.start_cancel()
         self._cancel = request, monotonic() + CANCEL_SECONDS
         self._finish_cancel(CANCEL_SECONDS)
+        if not request.delivered():
+            raise errors.OperationalError("the CancelRequest could not be delivered")
 
     def _interrupt(self, operation: core.Operation[Any]) -> None:
         """Who waited goes away: its answer is read by the next verb, and its query is cancelled at the server."""
         operation.abandon()
-        if self._cancel is None and not self.core.closed and self.core.cancel_wanted() == core.NOW:
-            self._cancel = self.core.start_cancel(), monotonic() + CANCEL_SECONDS
-            try:
-                self._finish_cancel(INTERRUPT_SECONDS)
-            except KeyboardInterrupt:
-                return  # the second one: the first is raised, and the next verb goes on with this
+        if self._cancel is not None or self.core.closed or self.core.cancel_wanted() != core.NOW:
+            return
+        try:
+            request = self.core.start_cancel()
+        except errors.InterfaceError as error:  # no key
+            self.abort(f"a request could not be cancelled: {error}")
+            return
+        self._cancel = request, monotonic() + CANCEL_SECONDS
+        try:
+            self._finish_cancel(INTERRUPT_SECONDS)
+        except KeyboardInterrupt:
+            return  # the second one: the first is raised, and the next verb goes on with this
+        if request.done() and not request.delivered() and not self.core.closed:
+            self.abort("a CancelRequest was refused")  # nobody knows when what runs will end
 
     def _finish_cancel(self, seconds: float) -> None:
         """Drive the CancelRequest under way to its end, for at most so long; when its own time is up all is over."""
@@ -251,7 +262,7 @@ class Driver:
                 poller.poll(min(left, SLICE_SECONDS) * 1000)
         in_time = request.done()
         self._drop_cancel()
-        if not in_time:
+        if not in_time and not self.core.closed:
             self.abort(f"a CancelRequest was not answered within {CANCEL_SECONDS:g} s")
 
     def _drop_cancel(self) -> None:
@@ -312,9 +323,10 @@ class Driver:
     def leave(self) -> None:
         """End the connection now, the running request at the server as well: the way out by an exception."""
         if not self.core.closed and self.core.in_flight and self._cancel is None and self.ours:
-            request = self.core.start_cancel()
-            self.terminate()
-            self._cancel = request, monotonic() + CANCEL_SECONDS
+            with contextlib.suppress(errors.InterfaceError):  # no key: it ends when the server notices
+                request = self.core.start_cancel()
+                self.terminate()
+                self._cancel = request, monotonic() + CANCEL_SECONDS
         if self._cancel is not None:
             self._finish_cancel(INTERRUPT_SECONDS)
             self._drop_cancel()

@@ -266,6 +266,8 @@ class Cancel:
         """As Connection.poll(): WAIT_READ, WAIT_WRITE; CLOSED at its end."""
     def done(self) -> bool:
         """Whether the socket has reached its end: the request was delivered, or could not be."""
+    def delivered(self) -> bool:
+        """Whether it ended because the server has taken the request."""
     def close_fd(self) -> None:
         """Close the socket, which is its end too. Unregister it first."""
 

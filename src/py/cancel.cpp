@@ -12,6 +12,7 @@ struct cancel_object {
   PyObject_HEAD net::client* client;
   connection_object* connection;  // owned
   bool ended;
+  bool delivered;  // the server has closed the socket after the request
 };
 
 cancel_object* self_of(PyObject* object) {
@@ -35,7 +36,8 @@ PyObject* poll(PyObject* object, PyObject*) {
     if (!check_process(&self->connection->base)) return nullptr;
     int flags = self->client->poll();
     // Nobody takes its one operation: the end is told by done().
-    while (self->client->session().next_completed()) continue;
+    while (auto op = self->client->session().next_completed())
+      if (op->state == core::operation::state::succeeded) self->delivered = true;
     if (self->client->session().ended()) {
       flags = net::closed;
       if (!end(self)) return nullptr;
@@ -46,6 +48,9 @@ PyObject* poll(PyObject* object, PyObject*) {
 
 PyObject* done(PyObject* object, PyObject*) {
   return PyBool_FromLong(self_of(object)->ended);
+}
+PyObject* delivered(PyObject* object, PyObject*) {
+  return PyBool_FromLong(self_of(object)->delivered);
 }
 PyObject* fileno_method(PyObject* object, PyObject*) {
   return PyLong_FromLong(self_of(object)->client->fileno());
@@ -89,6 +94,7 @@ PyMethodDef methods[] = {
     {"fileno", fileno_method, METH_NOARGS, "The socket; -1 without one."},
     {"poll", poll, METH_NOARGS, "As Connection.poll(): WAIT_READ, WAIT_WRITE; CLOSED at its end."},
     {"done", done, METH_NOARGS, "Whether the socket has reached its end."},
+    {"delivered", delivered, METH_NOARGS, "Whether it ended because the server has taken it."},
     {"close_fd", close_fd_method, METH_NOARGS, "Gives up and closes the socket; unregister it first."},
     {nullptr, nullptr, 0, nullptr}};
 

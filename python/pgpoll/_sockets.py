@@ -1,0 +1,78 @@
+"""What a loop watches: the connection's socket, and that of a CancelRequest on its way. Imports no asyncio."""
+
+from __future__ import annotations
+
+from contextvars import Context
+from typing import TYPE_CHECKING
+
+from pgpoll import core
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgpoll._loop import Driver, Future, Loop
+
+CANCEL_SECONDS = 2.0
+_EMPTY = Context()
+
+
+class Registration:
+    """What a loop watches one socket for; its callbacks run in an empty context."""
+
+    def __init__(self, loop: Loop, readable: Callable[[], None], writable: Callable[[], None]) -> None:
+        self._loop = loop
+        self._readable = readable
+        self._writable = writable
+        self._fd = -1
+        self._writing = False
+
+    def watch(self, fd: int, flags: int) -> None:
+        """Watch `fd` (-1: none) for reading, and as long as `flags` say so for writing."""
+        if fd != self._fd:
+            self.forget()
+            if fd >= 0:
+                _EMPTY.copy().run(self._loop.add_reader, fd, self._readable)
+                self._fd = fd
+        writing = bool(flags & core.WAIT_WRITE) and fd >= 0
+        if writing and not self._writing:
+            _EMPTY.copy().run(self._loop.add_writer, fd, self._writable)
+        elif self._writing and not writing:
+            self._loop.remove_writer(fd)
+        self._writing = writing
+
+    def forget(self) -> None:
+        """Watch nothing any more."""
+        if self._fd >= 0 and not self._loop.is_closed():
+            self._loop.remove_reader(self._fd)
+            if self._writing:
+                self._loop.remove_writer(self._fd)
+        self._fd, self._writing = -1, False
+
+
+class CancelRequest:
+    """A CancelRequest on its way. `ended` is done when its socket has reached its end, or its time is up."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.ended: Future[None] = driver.loop.create_future()
+        self.delivered = False
+        self._driver = driver
+        self._cancel = driver.core.start_cancel()
+        self._socket = Registration(driver.loop, self._poll, self._poll)
+        self._timer = driver.loop.call_later(CANCEL_SECONDS, self._finish)
+        self._poll()
+
+    def _poll(self) -> None:
+        flags = self._cancel.poll()
+        if self._cancel.done():
+            self._finish()
+        else:
+            self._socket.watch(self._cancel.fileno(), flags)
+
+    def _finish(self) -> None:
+        self._timer.cancel()
+        self._socket.forget()
+        in_time, self.delivered = self._cancel.done(), self._cancel.delivered()
+        self._cancel.close_fd()
+        if not self.ended.done():
+            self.ended.set_result(None)
+        self._driver.cancel_ended(in_time=in_time)

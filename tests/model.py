@@ -73,15 +73,19 @@ class ModelServer:
         return None
 
     def end_copy(self, message: FrontendMessage) -> None:
-        """Flush and Sync are ignored while data is awaited."""
-        if message.name in ("Sync", "Flush"):
+        """Flush and Sync are ignored while data is awaited; a cancel strikes before the next message is read."""
+        cancelled = self.hit(self.bound)
+        if not cancelled and message.name in ("Sync", "Flush"):
             return
-        assert message.name == "CopyFail", message
         simple, self.copying = self.copying == "simple", ""
-        self.fail(error_response("57014", "COPY from stdin failed"))
+        self.fail(CANCELED if cancelled else error_response("57014", "COPY from stdin failed"))
         if simple:
             self.skipping = False
             self.send(backend.ready_for_query())
+        if cancelled and message.name != "CopyFail":  # that one is ignored where nothing is copied
+            self.waiting.appendleft(message)
+        elif not cancelled:
+            assert message.name == "CopyFail", message
 
     def on_StartupMessage(self, message: FrontendMessage) -> None:
         self.send(backend.authentication_ok(), backend.backend_key_data(), backend.ready_for_query())
@@ -125,7 +129,7 @@ class ModelServer:
             case ["tag", number]:
                 self.send(backend.command_complete(f"TAG {number}"))
             case ["copy", _]:
-                self.copying = "simple" if simple else "extended"
+                self.bound, self.copying = sql, "simple" if simple else "extended"
                 self.send(backend.copy_in_response())
             case ["fail", "late", _]:
                 self.send(*[backend.data_row(int4(1))] * 2)

@@ -32,7 +32,7 @@ from backend import (
     row_description,
     sasl,
 )
-from dialogues.execute import KNOWN, NEW, ONE, knows
+from dialogues.execute import COPY, KNOWN, NEW, ONE, knows
 from dialogues.startup import scram_until_proof
 from peers import Memory, options
 from script import Run, Script
@@ -107,13 +107,16 @@ def simple() -> Script:
     return knows().start("a", "script", "select 1; select 2").expect("Query")
 
 
+def copy_sent() -> Script:
+    return knows().start("a", "execute", "copy t from stdin").expect(*NEW).send(described()).expect(*COPY)
+
+
 def copying_in() -> Script:
-    script = new().send(described()).expect(*KNOWN).send(bind_complete(), copy_in_response())
-    return script.expect("CopyFail", "Sync")
+    return copy_sent().send(bind_complete(), copy_in_response()).expect("CopyFail", "Sync")
 
 
 def copying_out() -> Script:
-    return new().send(described()).expect(*KNOWN).send(bind_complete(), copy_out_response())
+    return copy_sent().send(bind_complete(), copy_out_response())
 
 
 def draining_a_cancel() -> Script:
@@ -163,11 +166,12 @@ def states() -> dict[str, State]:
         ),
         "Bind sent": state(bound(), "BindComplete", "ErrorResponse"),
         "bound": state(
-            bound().send(bind_complete()), "DataRow", "CommandComplete", "EmptyQueryResponse", "ErrorResponse", *copies
+            bound().send(bind_complete()), "DataRow", "CommandComplete", "EmptyQueryResponse", "ErrorResponse"
         ),
+        "COPY bound": state(copy_sent().send(bind_complete()), "CommandComplete", "ErrorResponse", *copies),
         "amid rows": state(bound().send(bind_complete(), row), "DataRow", "CommandComplete", "ErrorResponse"),
         "bound without columns": state(
-            bound_without_columns(), "CommandComplete", "EmptyQueryResponse", "ErrorResponse", *copies
+            bound_without_columns(), "CommandComplete", "EmptyQueryResponse", "ErrorResponse"
         ),
         "complete": state(bound().send(bind_complete(), row, done), "ReadyForQuery", "ErrorResponse"),
         "failed": state(bound().send(bind_complete(), row, error_response()), "ReadyForQuery", "ErrorResponse"),

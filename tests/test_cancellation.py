@@ -28,7 +28,15 @@ TASKS = int(os.environ.get("PGPOLL_TASKS", "1000"))
 tokens = itertools.count(1)
 
 
-@pytest.fixture(params=["plain", "debug", "eager"])
+def eager(loop: asyncio.AbstractEventLoop, coro: Any, **how: Any) -> asyncio.Task[Any]:
+    """Like asyncio.eager_task_factory, which refuses `eager_start` (uvloop passes it) before 3.13.3."""
+    return asyncio.Task(coro, loop=loop, **{**how, "eager_start": True})
+
+
+MODES = ["plain", "debug", *(["eager"] if sys.version_info >= (3, 12) else [])]
+
+
+@pytest.fixture(params=MODES)
 async def mode(request: pytest.FixtureRequest) -> AsyncIterator[str]:
     """The loop as it is, in debug mode, and with eager tasks."""
     loop = asyncio.get_running_loop()
@@ -36,9 +44,7 @@ async def mode(request: pytest.FixtureRequest) -> AsyncIterator[str]:
         loop.set_debug(True)
         loop.slow_callback_duration = 10
     elif request.param == "eager":
-        if sys.version_info < (3, 12):
-            pytest.skip("no eager tasks before Python 3.12")
-        loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[arg-type, unused-ignore]
+        loop.set_task_factory(eager)
     yield request.param
     loop.set_task_factory(None)
     loop.set_debug(False)

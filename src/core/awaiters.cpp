@@ -21,11 +21,10 @@ session::wait_awaiter session::next_slice() {
   return {*this, waiting::computing};
 }
 
-session::reply_turn_awaiter session::reply_turn(writer turn) {
+session::reply_turn_awaiter session::reply_turn() {
   auto& p = *running_;
   replies_.push_back(&p);
   p.in_replies = true;
-  if (turn == writer::release) release_writer(p);
   return {*this};
 }
 

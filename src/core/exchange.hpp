@@ -35,8 +35,9 @@ struct exchange_promise {
   waiting wait = waiting::nothing;
   std::optional<std::uint64_t> first_byte;  // its place in the stream of bytes, once written
   bool in_replies = false;
-  bool synced = false;    // its ReadyForQuery has been asked for
-  bool draining = false;  // it has its error; what is left is read to ReadyForQuery
+  bool synced = false;      // its ReadyForQuery has been asked for
+  bool sync_waits = false;  // for the answer to Execute
+  bool draining = false;    // it has its error; what is left is read to ReadyForQuery
   failure_ptr error;
   raw_result* sink = nullptr;            // of data_rows
   bool rows_came = false;                // into it, kept or not

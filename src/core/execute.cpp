@@ -62,7 +62,6 @@ exchange session::execute(operation_ptr op, std::string sql, statement_ptr prepa
     if (!supplied) {  // no Bind; the statement stays cached
       if (!running_->in_replies) co_return;
       sync(*running_);
-      release_writer(*running_);
       ready_for_query(co_await next_message());
       co_return;
     }
@@ -72,13 +71,11 @@ exchange session::execute(operation_ptr op, std::string sql, statement_ptr prepa
   static const std::vector<column> no_columns;
   out().bind(prepared->name, arguments, columns ? columns->columns : no_columns).execute();
   arguments = {};
-  sync(*running_);
-  const auto turn = prepared->may_copy ? writer::keep : writer::release;
-  if (running_->in_replies) {
-    if (turn == writer::release) release_writer(*running_);
-  } else {
-    co_await reply_turn(turn);
-  }
+  if (prepared->may_copy)
+    await_copy(*running_);
+  else
+    sync(*running_);
+  if (!running_->in_replies) co_await reply_turn();
   expect(co_await next_message(), backend::bind_complete);
   auto& result = op->results.emplace_back();
   result.columns = columns;
@@ -87,11 +84,12 @@ exchange session::execute(operation_ptr op, std::string sql, statement_ptr prepa
   if (running_->rows_came) expect(end, backend::command_complete);
   if (end.type == backend::command_complete) {
     result.tag = command_tag(end);
-  } else if (end.type == backend::copy_in_response || end.type == backend::copy_out_response) {
-    co_await refuse_copy(end, true);
+  } else if (prepared->may_copy) {
+    co_await refuse_copy(end);
   } else {
     expect(end, backend::empty_query_response).read("EmptyQueryResponse").end();
   }
+  sync(*running_);
   ready_for_query(co_await next_message());
 }
 
@@ -101,7 +99,6 @@ exchange session::prepare_statement(operation_ptr op, std::string sql) {
   if (op->statement) co_return;
   op->statement = co_await describe(std::move(sql));
   sync(*running_);
-  release_writer(*running_);
   ready_for_query(co_await next_message());
 }
 
@@ -115,7 +112,7 @@ step<statement_ptr> session::describe(std::string sql) {
   found->origin = origin_;
   found->may_copy = begins_with_copy(found->sql);
   out().parse(found->name, found->sql).describe_statement(found->name).flush();
-  co_await reply_turn(writer::keep);
+  co_await reply_turn();
 
   if (evicted) expect(co_await next_message(), backend::close_complete);
   expect(co_await next_message(), backend::parse_complete);
@@ -136,7 +133,7 @@ exchange session::script(operation_ptr op, std::string sql) {
   co_await write_turn();
   out().query(sql);
   running_->synced = true;
-  co_await reply_turn(writer::keep);
+  co_await reply_turn();
   for (bool answered = false;; answered = true) {
     const auto got = co_await next_message();
     switch (got.type) {
@@ -154,7 +151,7 @@ exchange session::script(operation_ptr op, std::string sql) {
         break;
       case backend::copy_in_response:
       case backend::copy_out_response:
-        co_await refuse_copy(got, false);
+        co_await refuse_copy(got);
         break;
       default:
         if (!answered) expect(got, backend::command_complete);
@@ -176,10 +173,18 @@ exchange session::command(operation_ptr op, std::string sql) {
   ready_for_query(co_await next_message());
 }
 
+// A server that waits for CopyData swallows a Sync, unless a CancelRequest reached it first: so how many ReadyForQuery
+// come back is known only where the Sync is written after the answer to Execute.
+void session::await_copy(exchange_promise& p) {
+  out().flush();
+  p.sync_waits = true;
+}
+
 // COPY is not what this verb does: the server is told to stop, or is drained, and the request fails at its
-// ReadyForQuery. In the extended protocol a server that waits for CopyData has swallowed our Sync, so it needs another.
-step<bool> session::refuse_copy(wire::message response, bool extended) {
+// ReadyForQuery.
+step<bool> session::refuse_copy(wire::message response) {
   const bool in = response.type == backend::copy_in_response;
+  if (!in) expect(response, backend::copy_out_response);
   auto refusal = std::make_shared<failure>();
   refusal->kind = failure::kind::misuse;
   refusal->message = in ? "COPY FROM STDIN can't be executed: use copy_in() or copy_records()"
@@ -187,7 +192,7 @@ step<bool> session::refuse_copy(wire::message response, bool extended) {
   fail_later(*running_, refusal);
   if (in) {
     out().copy_fail(refusal->message);
-    if (extended) out().sync();
+    sync(*running_);
     expect(co_await next_message(), backend::error_response);  // never comes here: it ends the exchange
   }
   for (;;) {
@@ -213,13 +218,13 @@ exchange session::drain_stray_cancel(operation_ptr) {
 exchange session::cancel(operation_ptr, cancel_key key) {
   co_await write_turn();
   out().cancel_request(key.pid, key.secret);
-  co_await reply_turn(writer::keep);
+  co_await reply_turn();
   co_await end_of_stream();
 }
 
 exchange session::close(operation_ptr) {
   co_await write_turn();
-  co_await reply_turn(writer::keep);
+  co_await reply_turn();
   out().terminate();
   co_await end_of_stream();
 }

@@ -131,10 +131,9 @@ void session::abandon(operation& op) {
   }
   if (p.wait == waiting::write_turn || (p.wait == waiting::arguments && !p.in_replies)) {
     finish(p, operation::state::cancelled);
-  } else if (!p.synced &&
-             !p.draining) {  // it waits for its description, or the arguments: no Bind, but its Sync, at once
+  } else if (!p.synced && !p.sync_waits && !p.draining) {
+    // It waits for its description, or the arguments: no Bind, but its Sync, at once.
     sync(p);
-    release_writer(p);
   }
 }
 
@@ -180,7 +179,10 @@ void session::take(const operation& op) {
 
 void session::finish(exchange_promise& p, enum operation::state outcome, failure_ptr error) {
   if (writer_ == &p) writer_ = nullptr;
-  if (p.in_replies) std::erase(replies_, &p);
+  if (p.in_replies && replies_.front() == &p)
+    replies_.pop_front();
+  else if (p.in_replies)
+    std::erase(replies_, &p);
   if (p.wait == waiting::write_turn) std::erase(writing_, &p);
   const auto op = std::move(p.op);
   const auto first_byte = p.first_byte;
@@ -458,7 +460,6 @@ void session::server_error(exchange_promise& p, const wire::message& got) {
     fatal_ = std::move(fields);
   } else if (!p.synced) {
     sync(p);
-    release_writer(p);
   }
 }
 
@@ -585,6 +586,7 @@ void session::sync(exchange_promise& p) {
   if (p.synced) return;
   out().sync();
   p.synced = true;
+  release_writer(p);
 }
 
 void session::release_writer(exchange_promise& p) {

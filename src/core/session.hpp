@@ -128,7 +128,6 @@ class session {
  private:
   enum class state { fresh, starting, ready, closing, ended };
   enum class cancelling { no, socket_open, drain, draining };
-  enum class writer { release, keep };
 
   // The dialogues, one coroutine each: startup.cpp, execute.cpp.
   exchange startup(operation_ptr op);
@@ -141,7 +140,8 @@ class session {
   exchange close(operation_ptr op);
   step<statement_ptr> describe(std::string sql);
   step<bool> authenticate_scram(std::string_view mechanisms);
-  step<bool> refuse_copy(wire::message response, bool extended);
+  step<bool> refuse_copy(wire::message response);
+  void await_copy(exchange_promise& p);
 
   // What a dialogue awaits. Each awaiter suspends the running exchange until pump() can go on with it.
   struct write_turn_awaiter;
@@ -150,8 +150,8 @@ class session {
   struct rows_awaiter;
   struct wait_awaiter;
   struct arguments_awaiter;
-  write_turn_awaiter write_turn();  // arrival order; the writer is ours until reply_turn lets it go
-  reply_turn_awaiter reply_turn(writer turn = writer::release);  // joins the reply FIFO
+  write_turn_awaiter write_turn();           // arrival order; the writer is ours until sync() or our end
+  reply_turn_awaiter reply_turn();           // joins the reply FIFO
   message_awaiter next_message();            // the next message that is no error and not asynchronous
   rows_awaiter data_rows(raw_result& sink);  // every run of DataRows
   arguments_awaiter encoded_arguments();     // from the face; nothing where refused or abandoned
@@ -160,7 +160,7 @@ class session {
 
   // For dialogues.
   wire::frontend out() { return wire::frontend(outbound_.buffer()); }
-  void sync(exchange_promise& p);  // its own Sync, once
+  void sync(exchange_promise& p);  // its own Sync, once: others may write
   void release_writer(exchange_promise& p);
   static wire::message expect(wire::message got, wire::backend wanted);
   void ready_for_query(wire::message got);

@@ -40,7 +40,7 @@ exchange session::startup(operation_ptr) {
   co_await write_turn();
   out().startup_message(settings_.startup_parameters);
   state_ = state::starting;
-  co_await reply_turn(writer::keep);
+  co_await reply_turn();
 
   for (bool asked = false; !authenticated_;) {
     auto body = expect(co_await next_message(), backend::authentication).read("Authentication");

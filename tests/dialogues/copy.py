@@ -17,17 +17,17 @@ from backend import (
     row_description,
     selected,
 )
-from dialogues.execute import KNOWN, NEW, ONE, knows
+from dialogues.execute import COPY, KNOWN, NEW, ONE, knows
 from dialogues.registry import dialogue
 from pgpoll import errors
 from script import Script
 
 FAILED = error_response("57014", "COPY from stdin failed: not asked for")
 FOLLOWERS = [f"f{i}" for i in range(10)]
+FOLLOW = KNOWN * 10
 
 
 def followers_served(script: Script) -> Script:
-    script.expect(*KNOWN * 10)
     for i, label in enumerate(FOLLOWERS):
         script.send(bind_complete(), selected(i), ready_for_query()).gives(label, [(i,)], "SELECT 1")
     return script
@@ -41,10 +41,10 @@ def with_followers(script: Script) -> Script:
 
 @dialogue
 def copy_in_through_execute() -> Script:
-    """The server swallowed our Sync while it awaited data, so a second one follows CopyFail."""
+    """A server that awaits data swallows a Sync, so the only one follows CopyFail."""
     script = knows().start("copy", "execute", "copy t from stdin")
-    with_followers(script).expect(*NEW).send(described()).expect(*KNOWN)
-    script.send(bind_complete(), copy_in_response()).expect("CopyFail", "Sync")
+    with_followers(script).expect(*NEW).send(described()).expect(*COPY)
+    script.send(bind_complete(), copy_in_response()).expect("CopyFail", "Sync", *FOLLOW)
     script.send(FAILED).send(ready_for_query()).raises("copy", errors.InterfaceError, "copy_in")
     return followers_served(script)
 
@@ -59,7 +59,8 @@ def copy_in_through_a_known_statement() -> Script:
             script.expect(*NEW).send(described())
         else:
             with_followers(script)
-        script.expect(*KNOWN).send(bind_complete(), copy_in_response()).expect("CopyFail", "Sync")
+        follow = FOLLOW if label == "second copy" else ()
+        script.expect(*COPY).send(bind_complete(), copy_in_response()).expect("CopyFail", "Sync", *follow)
         script.send(FAILED, ready_for_query()).raises(label, errors.InterfaceError, "copy_in")
     return followers_served(script)
 
@@ -67,9 +68,10 @@ def copy_in_through_a_known_statement() -> Script:
 @dialogue
 def copy_out_through_execute() -> Script:
     script = knows().start("copy", "execute", "copy t to stdout")
-    with_followers(script).expect(*NEW).send(described()).expect(*KNOWN)
+    with_followers(script).expect(*NEW).send(described()).expect(*COPY)
     script.send(bind_complete(), copy_out_response(), copy_data(), copy_data(b""), copy_done())
-    script.send(command_complete("COPY 2"), ready_for_query()).raises("copy", errors.InterfaceError, "copy_out")
+    script.send(command_complete("COPY 2")).expect("Sync", *FOLLOW)
+    script.send(ready_for_query()).raises("copy", errors.InterfaceError, "copy_out")
     return followers_served(script)
 
 
@@ -82,8 +84,10 @@ def copy_that_fails_by_itself() -> Script:
         .start("copy", "execute", "copy t from '/nowhere'")
         .expect(*NEW)
         .send(described())
-        .expect(*KNOWN)
-        .send(bind_complete(), error_response("58P01", "could not open file"), ready_for_query())
+        .expect(*COPY)
+        .send(bind_complete(), error_response("58P01", "could not open file"))
+        .expect("Sync")
+        .send(ready_for_query())
         .raises("copy", errors.UndefinedFile, "could not open file")
     )
 
@@ -96,8 +100,10 @@ def copy_of_a_file_succeeds() -> Script:
         .start("copy", "execute", "copy t from '/somewhere'")
         .expect(*NEW)
         .send(described())
-        .expect(*KNOWN)
-        .send(bind_complete(), command_complete("COPY 5"), ready_for_query())
+        .expect(*COPY)
+        .send(bind_complete(), command_complete("COPY 5"))
+        .expect("Sync")
+        .send(ready_for_query())
         .gives("copy", [], "COPY 5")
     )
 
@@ -109,6 +115,7 @@ def copy_in_within_a_script() -> Script:
     with_followers(script).expect("Query")
     script.send(row_description("one"), data_row(b"1"), command_complete("SELECT 1"), copy_in_response())
     script.expect("CopyFail").send(FAILED, ready_for_query()).raises("copy", errors.InterfaceError, "copy_in")
+    script.expect(*FOLLOW)
     return followers_served(script)
 
 
@@ -118,26 +125,47 @@ def copy_out_within_a_script() -> Script:
     with_followers(script).expect("Query")
     script.send(copy_out_response(), copy_data(), copy_done(), command_complete("COPY 1"))
     script.send(row_description("two"), data_row(b"2"), command_complete("SELECT 1"), ready_for_query())
-    script.raises("copy", errors.InterfaceError, "copy_out")
+    script.raises("copy", errors.InterfaceError, "copy_out").expect(*FOLLOW)
     return followers_served(script)
 
 
 @dialogue
 def copy_out_that_fails_half_way() -> Script:
     script = knows().start("copy", "execute", "copy t to stdout")
-    with_followers(script).expect(*NEW).send(described()).expect(*KNOWN)
+    with_followers(script).expect(*NEW).send(described()).expect(*COPY)
     script.send(bind_complete(), copy_out_response(), copy_data(), error_response("57014", "statement timeout"))
-    script.send(ready_for_query()).check(lambda run: run.assert_raises("copy", errors.Error, ""))
+    script.expect("Sync", *FOLLOW).send(ready_for_query())
+    script.check(lambda run: run.assert_raises("copy", errors.Error, ""))
     return followers_served(script)
 
 
 @dialogue
 def abandoned_copy_in() -> Script:
     """The caller left before the server asked for data: still CopyFail, or the server waits for ever."""
-    script = knows().start("copy", "execute", "copy t from stdin").expect(*NEW).send(described()).expect(*KNOWN)
+    script = knows().start("copy", "execute", "copy t from stdin").expect(*NEW).send(described()).expect(*COPY)
     script.abandon("copy").send(bind_complete(), copy_in_response()).expect("CopyFail", "Sync")
     script.send(FAILED, ready_for_query()).cancelled("copy").start("next", "execute", ONE).expect(*KNOWN)
     return script.send(bind_complete(), selected(1), ready_for_query()).gives("next", [(1,)], "SELECT 1")
+
+
+@dialogue
+def cancelled_copy_in() -> Script:
+    """The CancelRequest of someone else strikes while the server awaits data: CopyFail comes too late, one Sync does."""
+    script = knows().start("copy", "execute", "copy t from stdin")
+    with_followers(script).expect(*NEW).send(described()).expect(*COPY)
+    script.send(bind_complete(), copy_in_response(), error_response("57014"))
+    script.expect("CopyFail", "Sync", *FOLLOW)
+    script.send(ready_for_query()).raises("copy", errors.InterfaceError, "copy_in")
+    return followers_served(script)
+
+
+@dialogue
+def copy_in_cancelled_before_it_began() -> Script:
+    script = knows().start("copy", "execute", "copy t from stdin")
+    with_followers(script).expect(*NEW).send(described()).expect(*COPY)
+    script.send(bind_complete(), error_response("57014")).expect("Sync", *FOLLOW)
+    script.send(ready_for_query()).raises("copy", errors.QueryCanceled, "")
+    return followers_served(script)
 
 
 @dialogue

@@ -28,6 +28,7 @@ from script import Run, Script, where
 
 NEW = ("Parse", "Describe", "Flush")
 KNOWN = ("Bind", "Execute", "Sync")
+COPY = ("Bind", "Execute", "Flush")
 ONE = "select 1 as one"
 
 

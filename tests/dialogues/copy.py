@@ -150,7 +150,7 @@ def abandoned_copy_in() -> Script:
 
 @dialogue
 def cancelled_copy_in() -> Script:
-    """The CancelRequest of someone else strikes while the server awaits data: CopyFail comes too late, one Sync does."""
+    """Somebody else's CancelRequest strikes while the server awaits data: CopyFail is ignored, its Sync is answered."""
     script = knows().start("copy", "execute", "copy t from stdin")
     with_followers(script).expect(*NEW).send(described()).expect(*COPY)
     script.send(bind_complete(), copy_in_response(), error_response("57014"))

@@ -118,3 +118,18 @@ class Wire:
         self.listener.close()
         self.client.terminate()
         self.client.close_fd()
+
+
+def drive(conn: core.Connection, operation: core.Operation, seconds: float = 20) -> Any:
+    deadline = time.monotonic() + seconds
+    while not operation.done():
+        assert time.monotonic() < deadline, "the operation does not end"
+        state = conn.poll()
+        if not operation.done():
+            wait(conn, state)
+    return operation.result()
+
+
+def wait(conn: core.Connection | core.Cancel, state: int, seconds: float = 5) -> None:
+    fd = [conn.fileno()]
+    select.select(fd if state & core.WAIT_READ else [], fd if state & core.WAIT_WRITE else [], [], seconds)

@@ -6,7 +6,6 @@ import contextvars
 import gc
 import itertools
 import os
-import select
 import socket
 import threading
 import time
@@ -17,24 +16,10 @@ from typing import Any
 import pytest
 
 import pgpoll
+from peers import drive, wait
 from pgpoll import conninfo, core, errors
 
 Connect = Callable[..., core.Connection]
-
-
-def drive(conn: core.Connection, operation: core.Operation, seconds: float = 20) -> Any:
-    deadline = time.monotonic() + seconds
-    while not operation.done():
-        assert time.monotonic() < deadline, "the operation does not end"
-        state = conn.poll()
-        if not operation.done():
-            wait(conn, state)
-    return operation.result()
-
-
-def wait(conn: core.Connection | core.Cancel, state: int, seconds: float = 5) -> None:
-    fd = [conn.fileno()]
-    select.select(fd if state & core.WAIT_READ else [], fd if state & core.WAIT_WRITE else [], [], seconds)
 
 
 def step(conn: core.Connection) -> None:
@@ -336,7 +321,7 @@ def test_sql_that_cannot_be_sent(conn: core.Connection, sql: Any) -> None:
         with pytest.raises(pgpoll.InterfaceError, match="sql"):
             start(sql)
     with pytest.raises(pgpoll.InterfaceError, match="tuple"):
-        conn.start_execute("select 1", [1])  # type: ignore[arg-type]
+        conn.start_execute("select 1", [1])  # type: ignore[call-overload]
     assert conn.poll() == core.IDLE
 
 

@@ -16,7 +16,6 @@ import os
 import select
 import socket
 import threading
-from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -63,11 +62,11 @@ class Driver:
 
     # -- requests
 
-    def execute(self, sql: str | core.PreparedStatement, args: tuple[Any, ...]) -> core.Result[Any]:
+    def execute(self, sql: str | core.PreparedStatement, args: tuple[Any, ...], want: core.Want[T]) -> T:
         """As `request`, of an execute without a timeout: nothing to wait for but the server, as a rule."""
         with self.mutex:
             if not (self.blocks.stack or self._watched or self._cancel or self._driving):
-                operation = self.core.start_execute(sql, args)
+                operation = self.core.start_execute(sql, args, want)
                 self._driving = True
                 try:
                     while not self.core.wait(operation, SLICE_SECONDS):
@@ -80,7 +79,7 @@ class Driver:
                         self._interrupt(operation)
                     self._settle()
                     raise
-        return self.request(partial(self.core.start_execute, sql, args), None, None)
+        return self.request(lambda: self.core.start_execute(sql, args, want), None, None)
 
     def request(self, begin: Callable[[], core.Operation[T]], via: Block | None, timeout: float | None) -> T:
         """The result of the operation that `begin` starts, when it is this request's turn."""

@@ -18,11 +18,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import _flows, _loop
 from pgpoll._facts import Facts
 from pgpoll._turns import Block, begin_command, caller
+from pgpoll.core import RESULT, ROW, ROWS, VALUE
 from pgpoll.statement import Statement
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pgpoll import core
+
+T = TypeVar("T")
 
 __all__ = ["Connection", "Transaction", "connect"]
 
@@ -52,26 +55,26 @@ class Verbs(Facts):
         seconds; None waits without limit. For several statements at once there is `executescript`.
         """
         if timeout is None and (not self._busy or self._driver.inside(self._via)):
-            return await self._core._execute(sql, args)
-        return await self._execute(sql, args, timeout)
+            return await self._core._execute(sql, args, RESULT)
+        return await self._execute(sql, args, RESULT, timeout)
 
     async def fetch(self, sql: str, /, *args: Any, timeout: float | None = None) -> list[core.Record]:
         """As `execute`; the rows as a list of Records, decoded."""
         if timeout is None and (not self._busy or self._driver.inside(self._via)):
-            return (await self._core._execute(sql, args)).fetch()
-        return (await self._execute(sql, args, timeout)).fetch()
+            return await self._core._execute(sql, args, ROWS)
+        return await self._execute(sql, args, ROWS, timeout)
 
     async def fetchrow(self, sql: str, /, *args: Any, timeout: float | None = None) -> core.Record | None:
         """As `execute`; the first row, or None where there is none. The others are read and dropped."""
         if timeout is None and (not self._busy or self._driver.inside(self._via)):
-            return (await self._core._execute(sql, args)).first()
-        return (await self._execute(sql, args, timeout)).first()
+            return await self._core._execute(sql, args, ROW)
+        return await self._execute(sql, args, ROW, timeout)
 
     async def fetchval(self, sql: str, /, *args: Any, timeout: float | None = None) -> Any:
         """As `execute`; the first column of the first row, or None where there is no row."""
         if timeout is None and (not self._busy or self._driver.inside(self._via)):
-            return (await self._core._execute(sql, args)).scalar()
-        return (await self._execute(sql, args, timeout)).scalar()
+            return await self._core._execute(sql, args, VALUE)
+        return await self._execute(sql, args, VALUE, timeout)
 
     async def executescript(self, sql: str, /, *, timeout: float | None = None) -> list[core.Result]:
         """Run several statements, separated by semicolons, without parameters: a Result for each.
@@ -105,9 +108,9 @@ class Verbs(Facts):
         await self._driver.cancel(self._via)
 
     async def _execute(
-        self, sql: str | core.PreparedStatement, args: tuple[Any, ...], timeout: float | None
-    ) -> core.Result[Any]:
-        return await self._driver.request(partial(self._core.start_execute, sql, args), self._via, timeout)
+        self, sql: str | core.PreparedStatement, args: tuple[Any, ...], want: core.Want[T], timeout: float | None
+    ) -> T:
+        return await self._driver.request(lambda: self._core.start_execute(sql, args, want), self._via, timeout)
 
 
 class Connection(Verbs):

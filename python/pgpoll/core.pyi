@@ -26,7 +26,7 @@ Two connections at once, each with many requests in flight, on selectors:
     def watch(selector, conn, registered):
         state = conn.poll()
         wanted = (selectors.EVENT_READ if state & core.WAIT_READ else 0) | (
-            selectors.EVENT_WRITE if state & core.WAIT_WRITE else 0)
+            selectors.EVENT_TRITE if state & core.WAIT_WRITE else 0)
         if registered != (conn.fileno(), wanted):
             if registered[1]:
                 selector.unregister(registered[0])
@@ -91,7 +91,7 @@ ResourceWarning.
 import types
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextvars import Context
-from typing import Any, Final, Generic, Literal, Protocol, Self, SupportsIndex, final, overload
+from typing import Any, Final, Generic, Literal, Protocol, Self, SupportsIndex, final, overload, type_check_only
 
 from _typeshed import structseq
 from typing_extensions import TypeVar
@@ -186,6 +186,15 @@ class Record(Sequence[Any]):
 _R = TypeVar("_R", default=Record)
 _T_co = TypeVar("_T_co", default=Any, covariant=True)
 _T = TypeVar("_T")
+
+@type_check_only
+class Want(int, Generic[_T]):
+    """What Operation.result() gives for an execute: an int."""
+
+RESULT: Final[Want[Result[Any]]]  # the rows are decoded when they are touched
+ROWS: Final[Want[list[Any]]]  # a list of Record; this and what follows is decoded as it arrives
+ROW: Final[Want[Any | None]]  # the first Record
+VALUE: Final[Want[Any]]  # its first value; None where there is no row
 
 @final
 class Result(Sequence[_R], Generic[_R]):
@@ -297,11 +306,18 @@ class Waiter(Generic[_T_co]):
 class _Driver:
     def start_connect(self) -> Operation[None]:
         """Connect, from the next poll() on. Once."""
+    @overload
     def start_execute(self, sql: str | PreparedStatement, args: tuple[Any, ...] = (), /) -> Operation[Result[Any]]:
         """One statement, with the values of $1, $2, ... The types are those that the server infers.
 
+        `want` is what its `result()` gives: RESULT, ROWS, ROW or VALUE.
+
         Raises DataError or InterfaceError for bad arguments where the statement is known; else see `result()`.
         """
+    @overload
+    def start_execute(
+        self, sql: str | PreparedStatement, args: tuple[Any, ...], want: Want[_T], /
+    ) -> Operation[_T]: ...
     def start_prepare(self, sql: str, /) -> Operation[PreparedStatement]:
         """Parse and describe a statement."""
     def start_script(self, sql: str, /) -> Operation[list[Result]]:
@@ -374,7 +390,10 @@ class Connection(_Driver):
         `on_change` gets WAIT_READ, WAIT_WRITE and CLOSED, when they or the descriptor changed, and whenever
         cancel_wanted() is not NONE.
         """
+    @overload
     def _execute(self, sql: str | PreparedStatement, args: tuple[Any, ...], /) -> Waiter[Result[Any]]: ...
+    @overload
+    def _execute(self, sql: str | PreparedStatement, args: tuple[Any, ...], want: Want[_T], /) -> Waiter[_T]: ...
     def _waiter(self, operation: Operation[_T], /) -> Waiter[_T]: ...
     def _on_readable(self) -> None: ...
     def _on_writable(self) -> None: ...

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic
 
+from pgpoll.core import RESULT, ROW, ROWS, VALUE
+
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
@@ -60,16 +62,16 @@ class Statement(Described[R]):
 
     async def execute(self, *args: Any, timeout: float | None = None) -> core.Result[R]:
         """See Connection.execute."""
-        return await self._verbs._execute(self._prepared, args, timeout)
+        return await self._verbs._execute(self._prepared, args, RESULT, timeout)
 
     async def fetch(self, *args: Any, timeout: float | None = None) -> list[R]:
         """See Connection.fetch."""
-        return (await self._verbs._execute(self._prepared, args, timeout)).fetch()
+        return await self._verbs._execute(self._prepared, args, ROWS, timeout)
 
     async def fetchrow(self, *args: Any, timeout: float | None = None) -> R | None:
         """See Connection.fetchrow."""
-        return (await self._verbs._execute(self._prepared, args, timeout)).first()
+        return await self._verbs._execute(self._prepared, args, ROW, timeout)
 
     async def fetchval(self, *args: Any, timeout: float | None = None) -> Any:
         """See Connection.fetchval."""
-        return (await self._verbs._execute(self._prepared, args, timeout)).scalar()
+        return await self._verbs._execute(self._prepared, args, VALUE, timeout)

@@ -20,19 +20,22 @@ import threading
 import warnings
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import conninfo
 from pgpoll._facts import Facts
 from pgpoll._flows import Flow, finish, leave, start
 from pgpoll._threads import Driver, resolved
 from pgpoll._turns import Block, begin_command, caller
+from pgpoll.core import RESULT, ROW, ROWS, VALUE
 from pgpoll.statement import Described, R
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from pgpoll import core
+
+T = TypeVar("T")
 
 __all__ = ["Connection", "Statement", "Transaction", "connect"]
 
@@ -49,19 +52,19 @@ class _Verbs(Facts):
 
     def execute(self, sql: str, /, *args: Any, timeout: float | None = None) -> core.Result:
         """See pgpoll.Connection.execute."""
-        return self._execute(sql, args, timeout)
+        return self._execute(sql, args, RESULT, timeout)
 
     def fetch(self, sql: str, /, *args: Any, timeout: float | None = None) -> list[core.Record]:
         """See pgpoll.Connection.fetch."""
-        return self._execute(sql, args, timeout).fetch()
+        return self._execute(sql, args, ROWS, timeout)
 
     def fetchrow(self, sql: str, /, *args: Any, timeout: float | None = None) -> core.Record | None:
         """See pgpoll.Connection.fetchrow."""
-        return self._execute(sql, args, timeout).first()
+        return self._execute(sql, args, ROW, timeout)
 
     def fetchval(self, sql: str, /, *args: Any, timeout: float | None = None) -> Any:
         """See pgpoll.Connection.fetchval."""
-        return self._execute(sql, args, timeout).scalar()
+        return self._execute(sql, args, VALUE, timeout)
 
     def executescript(self, sql: str, /, *, timeout: float | None = None) -> list[core.Result]:
         """See pgpoll.Connection.executescript."""
@@ -82,11 +85,11 @@ class _Verbs(Facts):
         self._driver.cancel(self._via)
 
     def _execute(
-        self, sql: str | core.PreparedStatement, args: tuple[Any, ...], timeout: float | None
-    ) -> core.Result[Any]:
+        self, sql: str | core.PreparedStatement, args: tuple[Any, ...], want: core.Want[T], timeout: float | None
+    ) -> T:
         if timeout is None and self._via is None:
-            return self._driver.execute(sql, args)
-        return self._driver.request(partial(self._core.start_execute, sql, args), self._via, timeout)
+            return self._driver.execute(sql, args, want)
+        return self._driver.request(lambda: self._core.start_execute(sql, args, want), self._via, timeout)
 
 
 class Connection(_Verbs):
@@ -189,19 +192,19 @@ class Statement(Described[R]):
 
     def execute(self, *args: Any, timeout: float | None = None) -> core.Result[R]:
         """See pgpoll.Connection.execute."""
-        return self._verbs._execute(self._prepared, args, timeout)
+        return self._verbs._execute(self._prepared, args, RESULT, timeout)
 
     def fetch(self, *args: Any, timeout: float | None = None) -> list[R]:
         """See pgpoll.Connection.fetch."""
-        return self._verbs._execute(self._prepared, args, timeout).fetch()
+        return self._verbs._execute(self._prepared, args, ROWS, timeout)
 
     def fetchrow(self, *args: Any, timeout: float | None = None) -> R | None:
         """See pgpoll.Connection.fetchrow."""
-        return self._verbs._execute(self._prepared, args, timeout).first()
+        return self._verbs._execute(self._prepared, args, ROW, timeout)
 
     def fetchval(self, *args: Any, timeout: float | None = None) -> Any:
         """See pgpoll.Connection.fetchval."""
-        return self._verbs._execute(self._prepared, args, timeout).scalar()
+        return self._verbs._execute(self._prepared, args, VALUE, timeout)
 
 
 def connect(dsn: str | None = None, /, **params: Any) -> Connection:

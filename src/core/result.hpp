@@ -76,6 +76,40 @@ inline std::size_t row_length(const char* row) {
   return 1 + (std::size_t{p[0]} << 24 | std::size_t{p[1]} << 16 | std::size_t{p[2]} << 8 | std::size_t{p[3]});
 }
 
+// A walk over the rows, which must not change meanwhile: each step costs the length of one message.
+class row_walk {
+ public:
+  explicit row_walk(const row_store& rows) : rows_(&rows) { enter(); }
+
+  // The row's message, or null at the end.
+  const char* take() {
+    if (taken_ == rows_->size()) return nullptr;
+    while (next_ == end_) {
+      ++chunk_;
+      enter();
+    }
+    const char* message = next_;
+    next_ += row_length(message);
+    ++taken_;
+    return message;
+  }
+  std::size_t taken() const { return taken_; }
+
+ private:
+  void enter() {
+    if (chunk_ == rows_->chunks().size()) return;
+    const auto& here = rows_->chunks()[chunk_];
+    next_ = here.data.get();
+    end_ = next_ + here.used;
+  }
+
+  const row_store* rows_;
+  std::size_t taken_ = 0;
+  std::size_t chunk_ = 0;
+  const char* next_ = nullptr;
+  const char* end_ = nullptr;
+};
+
 // One statement's result. `tag` is empty for an EmptyQueryResponse.
 struct raw_result {
   columns_ptr columns;  // null where the statement returns no rows

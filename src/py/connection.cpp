@@ -52,15 +52,7 @@ PyObject* start_connect_method(PyObject* object, PyObject*) {
 }
 
 PyObject* start_execute_method(PyObject* object, PyObject* const* args, Py_ssize_t count) {
-  if (count < 1 || count > 2) {
-    PyErr_SetString(PyExc_TypeError, "start_execute(sql, args=())");
-    return nullptr;
-  }
-  return guarded([&]() -> PyObject* {
-    if (count == 2) return start_execute(driver_of(object), args[0], args[1]);
-    auto none = ref::steal(PyTuple_New(0));
-    return none ? start_execute(driver_of(object), args[0], none.get()) : nullptr;
-  });
+  return guarded([&] { return start_execute(driver_of(object), args, count); });
 }
 
 template <PyObject* (*Start)(driver_object*, PyObject*)>

@@ -175,7 +175,7 @@ PyObject* start_connect(driver_object* driver) {
   return started;
 }
 
-PyObject* start_execute(driver_object* driver, PyObject* sql, PyObject* arguments) {
+static PyObject* execute(driver_object* driver, PyObject* sql, PyObject* arguments) {
   if (!check_arguments(arguments)) return nullptr;
   if (is_prepared(sql)) {
     if (!may_start_request(driver)) return nullptr;
@@ -189,6 +189,21 @@ PyObject* start_execute(driver_object* driver, PyObject* sql, PyObject* argument
   if (auto known = driver->session->find_statement(text))
     return start_described(driver, sql, arguments, std::move(known));
   return start_undescribed(driver, sql, arguments, text);
+}
+
+PyObject* start_execute(driver_object* driver, PyObject* const* given, Py_ssize_t count) {
+  if (count < 1 || count > 3) {
+    PyErr_SetString(PyExc_TypeError, "start_execute(sql, args=(), want=RESULT)");
+    return nullptr;
+  }
+  const auto want = count < 3 ? 0 : PyLong_AsLong(given[2]);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  if (want < 0 || want > static_cast<long>(wanted::value))
+    return raise_interface_error("want must be RESULT, ROWS, ROW or VALUE, not " + std::to_string(want));
+  const auto arguments = count < 2 ? ref::steal(PyTuple_New(0)) : ref::borrow(given[1]);
+  auto* started = arguments ? execute(driver, given[0], arguments.get()) : nullptr;
+  if (started != nullptr) reinterpret_cast<operation_object*>(started)->want = static_cast<wanted>(want);
+  return started;
 }
 
 PyObject* start_prepare(driver_object* driver, PyObject* sql) {

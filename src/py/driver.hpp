@@ -36,7 +36,8 @@ bool check_process(const driver_object* driver);
 
 // Requests. New references to Operations; null with an exception set, nothing queued.
 PyObject* start_connect(driver_object* driver);
-PyObject* start_execute(driver_object* driver, PyObject* sql_or_prepared, PyObject* arguments);
+PyObject* start_execute(driver_object* driver, PyObject* const* given,
+                        Py_ssize_t count);  // sql, args = (), want = RESULT
 PyObject* start_prepare(driver_object* driver, PyObject* sql);
 PyObject* start_script(driver_object* driver, PyObject* sql);
 PyObject* start_command(driver_object* driver, PyObject* sql);

@@ -100,6 +100,8 @@ bool advance(connection_object* self, int& flags) {
     advance_guard within(&self->base);
     flags = self->client->poll();
     encode_and_pump(self);
+    if (const auto* head = self->base.session->head(); head != nullptr && head->owner != nullptr)
+      gather(static_cast<operation_object*>(head->owner));
     flags = self->client->flags();
     return true;
   } catch (const std::bad_alloc&) {

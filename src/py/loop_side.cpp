@@ -101,12 +101,8 @@ PyObject* attach(PyObject* object, PyObject* args, PyObject* names) {
 PyObject* execute(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   return guarded([&]() -> PyObject* {
     auto* self = as_connection(object);
-    if (count != 2) {
-      PyErr_SetString(PyExc_TypeError, "_execute(sql, args)");
-      return nullptr;
-    }
     if (!check_loop(self)) return nullptr;
-    auto handle = ref::steal(start_execute(&self->base, args[0], args[1]));
+    auto handle = ref::steal(start_execute(&self->base, args, count));
     if (!handle) return nullptr;
     auto* operation = reinterpret_cast<operation_object*>(handle.get());
     auto waiter = ref::steal(waiter_new(self, operation));

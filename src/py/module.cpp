@@ -28,7 +28,11 @@ bool add_constants(PyObject* module) {
                                                    {"CLOSED", net::closed},
                                                    {"NONE", 0},
                                                    {"NOW", 1},
-                                                   {"GRACE", 2}};
+                                                   {"GRACE", 2},
+                                                   {"RESULT", 0},
+                                                   {"ROWS", 1},
+                                                   {"ROW", 2},
+                                                   {"VALUE", 3}};
   for (const auto& [name, value] : constants)
     if (PyModule_AddIntConstant(module, name, value) < 0) return false;
   return true;

@@ -3,6 +3,7 @@
 #include "py/awaitable.hpp"
 #include "py/codecs/codecs.hpp"
 #include "py/errors.hpp"
+#include "py/plan.hpp"
 #include "py/result.hpp"
 
 namespace pgpoll::py {
@@ -24,10 +25,23 @@ PyObject* build_script(std::vector<core::raw_result>& results) {
   return list.release();
 }
 
-PyObject* build_result(core::operation& op) {
+PyObject* build_gathered(operation_object* self) {
+  gather(self);
+  if (self->bad_value != nullptr) {
+    PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(self->bad_value)), self->bad_value);
+    return nullptr;
+  }
+  auto all = ref::steal(std::exchange(self->gathered, nullptr));
+  if (self->want == wanted::rows) return all ? finish_list(all) : PyList_New(0);
+  return all ? all.release() : Py_NewRef(Py_None);
+}
+
+PyObject* build_result(operation_object* self) {
   using kind = enum core::operation::kind;
+  auto& op = *self->op;
   switch (op.kind) {
     case kind::execute:
+      if (self->want != wanted::result) return build_gathered(self);
       if (op.results.empty()) op.results.emplace_back();
       return result_new(std::move(op.results.front()), false);
     case kind::script:
@@ -104,6 +118,8 @@ int traverse(PyObject* object, visitproc visit, void* arg) {
   Py_VISIT(self->sql);
   Py_VISIT(self->arguments);
   Py_VISIT(self->context);
+  Py_VISIT(self->gathered);
+  Py_VISIT(self->bad_value);
   Py_VISIT(self->result);
   Py_VISIT(self->error);
   Py_VISIT(reinterpret_cast<PyObject*>(self->waiter));
@@ -114,6 +130,8 @@ int clear(PyObject* object) {
   auto* self = self_of(object);
   Py_CLEAR(self->sql);
   forget_arguments(self);
+  Py_CLEAR(self->gathered);
+  Py_CLEAR(self->bad_value);
   Py_CLEAR(self->result);
   Py_CLEAR(self->error);
   Py_CLEAR(self->waiter);
@@ -218,6 +236,34 @@ void abandon(operation_object* handle) {
     driver->unflushed = true;
   }
   forget_arguments(handle);
+  Py_CLEAR(handle->gathered);
+}
+
+void gather(operation_object* handle) {
+  if (handle->want == wanted::result || handle->op->results.empty()) return;
+  auto& result = handle->op->results.front();
+  if (result.rows.size() == 0) return;
+  const auto rows = std::exchange(result.rows, {});
+  const auto columns = result.columns;
+  if (handle->bad_value != nullptr || (handle->want != wanted::rows && handle->gathered != nullptr)) return;
+
+  auto held = ref::borrow(as_object(handle));  // decoding may run a caller's code
+  auto so_far = ref::steal(std::exchange(handle->gathered, nullptr));
+  const auto plan = find_plan(columns, false);
+  bool good = plan != nullptr;
+  if (good && handle->want == wanted::rows) {
+    good = plan->append(*columns, rows, so_far);
+  } else if (good) {
+    so_far = ref::steal(handle->want == wanted::row ? plan->row(*columns, rows.row(0), 0)
+                                                    : plan->first_value(*columns, rows.row(0), 0));
+    good = static_cast<bool>(so_far);
+  }
+  if (good) {
+    handle->gathered = so_far.release();
+  } else {
+    auto raised = pending_error::fetch();
+    handle->bad_value = raised.take();
+  }
 }
 
 PyObject* operation_result(operation_object* handle) {
@@ -228,7 +274,7 @@ PyObject* operation_result(operation_object* handle) {
   if (op.abandoned || op.state == core::operation::state::cancelled)
     return raise_interface_error("the operation was abandoned");
   if (op.state == core::operation::state::failed || handle->error != nullptr) return raise_kept(handle);
-  if (handle->result == nullptr) handle->result = build_result(op);
+  if (handle->result == nullptr) handle->result = build_result(handle);
   if (handle->result == nullptr) {  // what it was built from is gone: the same error each time
     auto raised = pending_error::fetch();
     handle->error = raised.take();

@@ -9,6 +9,9 @@ namespace pgpoll::py {
 
 struct waiter_object;
 
+// What Operation.result() gives for an execute. All but `result` are decoded as they arrive, while the server goes on.
+enum class wanted : char { result, rows, row, value };
+
 struct operation_object {
   PyObject_HEAD core::operation_ptr op;
   driver_object* driver;  // borrowed; null once it is gone
@@ -17,9 +20,12 @@ struct operation_object {
   PyObject* sql;        // str or PreparedStatement
   PyObject* arguments;  // kept until the description has come,
   PyObject* context;    // with the context that they are encoded in
+  PyObject* gathered;   // of what is wanted, so far: the list, the row or the value; null where none came
+  PyObject* bad_value;  // the error of the first that could not be decoded
   PyObject* result;     // cached
   PyObject* error;      // cached; or what encoding raised
   waiter_object* waiter;
+  wanted want;
   bool kept;  // the driver holds a reference: in flight, or finished and not taken
 };
 
@@ -48,6 +54,9 @@ void forget_arguments(operation_object* handle);
 
 // Interest ends: the driver lets go of it. Null, no effect, on a finished one that was taken.
 void abandon(operation_object* handle);
+
+// Decodes what has come of the rows that it wants, and frees their bytes.
+void gather(operation_object* handle);
 
 // Operation.result(): takes it.
 PyObject* operation_result(operation_object* handle);

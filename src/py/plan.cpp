@@ -118,8 +118,36 @@ PyObject* decode_plan::row(const core::row_description& description, const char*
   return record_finish(made);
 }
 
+ref new_list(Py_ssize_t size) {
+  auto made = ref::steal(PyList_New(size));
+  if (made) PyObject_GC_UnTrack(made.get());
+  return made;
+}
+
+PyObject* finish_list(ref& list) {
+  PyObject_GC_Track(list.get());
+  return list.release();
+}
+
+bool decode_plan::append(const core::row_description& description, const core::row_store& rows, ref& list) const {
+  core::row_walk at(rows);
+  const bool fresh = !list;
+  if (fresh && !(list = new_list(static_cast<Py_ssize_t>(rows.size())))) return false;
+  for (const auto before = fresh ? 0 : PyList_GET_SIZE(list.get()); const char* message = at.take();) {
+    const auto index = static_cast<Py_ssize_t>(at.taken()) - 1;
+    auto record = ref::steal(row(description, message, static_cast<std::size_t>(before + index)));
+    if (!record) return false;
+    if (fresh)
+      PyList_SET_ITEM(list.get(), index, record.release());
+    else if (PyList_Append(list.get(), record.get()) < 0)
+      return false;
+  }
+  return true;
+}
+
 PyObject* decode_plan::first_value(const core::row_description& description, const char* message,
                                    std::size_t index) const {
+  if (steps.empty()) return raise_interface_error("a first value was asked for, but the rows have no columns");
   const char* p = message + row_header;
   const auto length = wire::load_int32(p);
   if (length < 0) return Py_NewRef(Py_None);

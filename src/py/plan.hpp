@@ -32,9 +32,17 @@ struct decode_plan {
 
   // One row ('D' message) as a Record; null with an exception set, which names row and column.
   PyObject* row(const core::row_description& description, const char* message, std::size_t index) const;
+  // All the rows, at the end of a list that nobody else knows; makes it where it is null.
+  bool append(const core::row_description& description, const core::row_store& rows, ref& list) const;
   // Its first value only.
   PyObject* first_value(const core::row_description& description, const char* message, std::size_t index) const;
 };
+
+// A list that the collector does not see, for it need not walk it again and again while it grows; finish_list() hands
+// it out.
+ref new_list(Py_ssize_t size);
+PyObject* finish_list(ref& list);
+
 using plan_ptr = std::shared_ptr<decode_plan>;
 
 // Null with an exception set; `columns` is not null.

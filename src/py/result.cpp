@@ -24,43 +24,17 @@ struct result {
   PyObject* row(std::size_t index) const { return row(raw.rows.row(index), index); }
 };
 
-// A walk over the rows: each step costs the length of one message, whatever the result's size.
-struct walk {
-  const core::row_store* rows;
-  std::size_t index = 0;
-  std::size_t chunk = 0;
-  const char* next = nullptr;
-  const char* end = nullptr;
-
-  explicit walk(const core::row_store& over) : rows(&over) { enter(); }
-  void enter() {
-    if (chunk == rows->chunks().size()) return;
-    const auto& here = rows->chunks()[chunk];
-    next = here.data.get();
-    end = next + here.used;
-  }
-  // The row's message, or null at the end. Moves on before anybody decodes.
-  const char* take() {
-    if (index == rows->size()) return nullptr;
-    while (next == end) {
-      ++chunk;
-      enter();
-    }
-    const char* message = next;
-    next += core::row_length(message);
-    ++index;
-    return message;
-  }
-};
-
 struct iterator {
   PyObject ob_base;
   result* over;
-  walk at;
+  core::row_walk at;
 };
 
 result* as_result(PyObject* object) {
   return reinterpret_cast<result*>(object);
+}
+PyObject* as_object(result* self) {
+  return reinterpret_cast<PyObject*>(self);
 }
 
 void result_dealloc(PyObject* object) {
@@ -89,26 +63,18 @@ PyObject* result_item(PyObject* object, Py_ssize_t i) {
 
 // `count` rows from `start`, each `step` after the other; decoded in order.
 PyObject* list_of(result* self, Py_ssize_t start, Py_ssize_t step, Py_ssize_t count) {
-  auto made = ref::steal(PyList_New(count));
+  ref made;
+  if (count == 0) return PyList_New(0);
+  if (step == 1 && start == 0 && count == result_length(as_object(self)))
+    return self->plan->append(*self->raw.columns, self->raw.rows, made) ? finish_list(made) : nullptr;
+  made = new_list(count);
   if (!made) return nullptr;
-  if (count == 0) return made.release();
-  PyObject_GC_UnTrack(made.get());  // unfinished: nobody may see it, and the collector need not walk it again and again
-  if (step == 1 && start == 0) {
-    walk at(self->raw.rows);
-    for (Py_ssize_t i = 0; i < count; ++i) {
-      PyObject* row = self->row(at.take(), static_cast<std::size_t>(i));
-      if (row == nullptr) return nullptr;
-      PyList_SET_ITEM(made.get(), i, row);
-    }
-  } else {
-    for (Py_ssize_t i = 0; i < count; ++i, start += step) {
-      PyObject* row = self->row(static_cast<std::size_t>(start));
-      if (row == nullptr) return nullptr;
-      PyList_SET_ITEM(made.get(), i, row);
-    }
+  for (Py_ssize_t i = 0; i < count; ++i, start += step) {
+    PyObject* row = self->row(static_cast<std::size_t>(start));
+    if (row == nullptr) return nullptr;
+    PyList_SET_ITEM(made.get(), i, row);
   }
-  PyObject_GC_Track(made.get());
-  return made.release();
+  return finish_list(made);
 }
 
 PyObject* result_subscript(PyObject* self, PyObject* key) {
@@ -132,7 +98,7 @@ PyObject* result_iterate(PyObject* self) {
   auto* made = PyObject_New(iterator, &iterator_type);
   if (made == nullptr) return nullptr;
   made->over = as_result(Py_NewRef(self));
-  new (&made->at) walk(made->over->raw.rows);
+  new (&made->at) core::row_walk(made->over->raw.rows);
   return reinterpret_cast<PyObject*>(made);
 }
 
@@ -143,14 +109,14 @@ void iterator_dealloc(PyObject* self) {
 
 PyObject* iterator_next(PyObject* object) {
   auto* self = reinterpret_cast<iterator*>(object);
-  const auto index = self->at.index;
+  const auto index = self->at.taken();
   const char* message = self->at.take();
   return message == nullptr ? nullptr : self->over->row(message, index);
 }
 
 PyObject* iterator_length_hint(PyObject* object, PyObject*) {
   auto* self = reinterpret_cast<iterator*>(object);
-  return PyLong_FromSize_t(self->over->size() - self->at.index);
+  return PyLong_FromSize_t(self->over->size() - self->at.taken());
 }
 
 // Verbs ----------------------------------------------------------------------------------------------------------
@@ -172,8 +138,6 @@ PyObject* result_one(PyObject* self, PyObject*) {
 PyObject* result_scalar(PyObject* object, PyObject*) {
   auto* self = as_result(object);
   if (self->size() == 0) return Py_NewRef(Py_None);
-  if (self->raw.columns->columns.empty())
-    return raise_interface_error("a first value was asked for, but the rows have no columns");
   return self->plan->first_value(*self->raw.columns, self->raw.rows.row(0), 0);
 }
 

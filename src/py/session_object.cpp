@@ -58,13 +58,8 @@ PyObject* start_sql(PyObject* object, PyObject* sql) {
   return guarded([&] { return Start(driver_of(object), sql); });
 }
 
-PyObject* start_execute_method(PyObject* object, PyObject* args) {
-  PyObject* sql = nullptr;
-  PyObject* arguments = nullptr;
-  if (!PyArg_ParseTuple(args, "O|O:start_execute", &sql, &arguments)) return nullptr;
-  auto held = arguments != nullptr ? ref::borrow(arguments) : ref::steal(PyTuple_New(0));
-  if (!held) return nullptr;
-  return guarded([&] { return start_execute(driver_of(object), sql, held.get()); });
+PyObject* start_execute_method(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+  return guarded([&] { return start_execute(driver_of(object), args, count); });
 }
 
 PyObject* receive(PyObject* object, PyObject* args) {
@@ -188,7 +183,7 @@ void dealloc(PyObject* object) {
 
 PyMethodDef methods[] = {
     {"start_connect", start_plain<start_connect>, METH_NOARGS, nullptr},
-    {"start_execute", start_execute_method, METH_VARARGS, nullptr},
+    {"start_execute", method(start_execute_method), METH_FASTCALL, nullptr},
     {"start_prepare", start_sql<start_prepare>, METH_O, nullptr},
     {"start_script", start_sql<start_script>, METH_O, nullptr},
     {"start_command", start_sql<start_command>, METH_O, nullptr},

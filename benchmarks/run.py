@@ -28,6 +28,7 @@ from pathlib import Path
 from cases import CASES, Variant, variants
 from contenders import ASYNC, SYNC, Contender, SyncContender
 from database import database
+from floor import Raw
 from hold import judge, lines
 from measure import Outcome, Settings, describe, run_async, run_sync
 from memory import run_memory
@@ -132,7 +133,8 @@ def load(wanted: str | None) -> tuple[dict[str, str], list[Contender], list[Sync
             contenders.append(contender)
         except Exception as error:
             shout(f"MISSING: {contender.name} is not measured: {describe(error)}")
-    for face in (kind() for kind in SYNC if kind.name in versions):
+    faces: list[type[SyncContender]] = [*(kind for kind in SYNC if kind.name in versions), Raw]
+    for face in (kind() for kind in faces):
         try:
             face.load()
             blocking.append(face)

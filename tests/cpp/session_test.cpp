@@ -162,7 +162,7 @@ dialogue troubled() {
        },
        "PDH", server_error("42601")},
       {nothing, "SPDH", ready() + message('1') + message('t', int16(0)) + message('n')},
-      {nothing, "BES", message('2') + message('G', std::string(1, '\0') + int16(1) + int16(0))},
+      {nothing, "BEH", message('2') + message('G', std::string(1, '\0') + int16(1) + int16(0))},
       {nothing, "fS", server_error("57014") + ready()},
       {[](playing& p) { p.started.push_back(p.talk.start_command("BEGIN")); }, "PBES",
        message('1') + message('2') + message('C', text("BEGIN")) + ready('T')},

@@ -13,6 +13,10 @@ import pytest
 sys.path.insert(0, os.path.dirname(__file__))
 
 import server as _server
+from pgpoll import conninfo
+
+if pipeline := os.environ.get("PGPOLL_MAX_PIPELINE"):  # the whole suite as with a pooler that can't pipeline
+    conninfo.MAX_PIPELINE = int(pipeline)
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 

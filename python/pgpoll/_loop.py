@@ -9,7 +9,7 @@ driver, and the driver never holds a handle: so a handle that nobody holds any m
 - poll() never closes a descriptor that may be registered, so a new socket has a new number; the old registration is
   removed here before the next poll().
 - A CancelRequest has a socket of its own, and 2 s: then the connection is ended, for nobody knows any more what the
-  server will interrupt.
+  server will interrupt. An abandoned request that others wait behind has 1 s to end by itself, then it is sent.
 - `close` has 5 s, whatever the server does; `terminate` none.
 
 Everything runs in the loop's thread, but for `terminate` and `doom`, which find their way to it.
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pgpoll import conninfo, core, errors
 from pgpoll._blocks import Blocks
 from pgpoll._flows import Flow, Lookup, resolve
-from pgpoll._sockets import CANCEL_SECONDS, CancelRequest, Registration
+from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS, CancelRequest, Registration
 from pgpoll._turns import Block, Control, Turn, carried
 from pgpoll._watch import Watch
 
@@ -64,6 +64,9 @@ class Driver:
         self._pid = os.getpid()
         self._socket = Registration(self.loop, self.core._on_readable, self.core._on_writable)
         self._cancel: CancelRequest | None = None
+        self._grace: asyncio.TimerHandle | None = None  # of the abandoned request of this number
+        self._grace_head = 0
+        self._stray: asyncio.TimerHandle | None = None  # how long a CancelRequest may still strike
         self._watches: dict[core.Operation[Any] | None, Watch] = {}
         self._closed: Future[None] | None = None  # of close(): done when the connection has ended
         self._deadline: asyncio.TimerHandle | None = None
@@ -255,8 +258,7 @@ class Driver:
             self._end()
             return
         self._socket.watch(self.core.fileno(), flags)
-        if self._cancel is None and self.core.cancel_wanted() == core.NOW:
-            self._cancel_abandoned()
+        self._grant_wish()
 
     def _end(self) -> None:
         """The connection has ended: nothing of it stays in the loop, and everyone in line is told."""
@@ -265,10 +267,10 @@ class Driver:
         self._over = True
         self._socket.forget()
         self.core.close_fd()
-        for timer in (self._deadline, self._patience):
+        for timer in (self._deadline, self._patience, self._grace, self._stray):
             if timer is not None:
                 timer.cancel()
-        self._deadline = self._patience = None
+        self._deadline = self._patience = self._grace = self._stray = None
         if not self.loop.is_closed():
             self.blocks.lost(self._why)
             if self._closed is not None and not self._closed.done():
@@ -297,6 +299,24 @@ class Driver:
             self._cancel = request
         return request
 
+    def _grant_wish(self) -> None:
+        """Cancel what is abandoned: at once, or where somebody waits behind it on the wire after a grace."""
+        if self._cancel is not None:
+            return
+        wish = self.core.cancel_wanted()
+        if wish == core.NOW:
+            self._cancel_abandoned()
+        elif wish == core.GRACE and (self._grace is None or self._grace_head != self.core.abandoned_head):
+            if self._grace is not None:
+                self._grace.cancel()
+            self._grace_head = self.core.abandoned_head
+            self._grace = self.loop.call_later(GRACE_SECONDS, self._grace_over, context=_EMPTY.copy())
+
+    def _grace_over(self) -> None:
+        self._grace = None
+        if self._cancel is None and not self._over and self.core.abandoned_head == self._grace_head:
+            self._cancel_abandoned()
+
     def _cancel_abandoned(self) -> None:
         """Where that can't be done nobody knows when the connection is of use again: it is ended."""
         try:
@@ -313,8 +333,15 @@ class Driver:
     def cancel_ended(self, *, in_time: bool) -> None:
         """The CancelRequest's socket has reached its end, or its time is up."""
         self._cancel = None
-        if not in_time and not self._over:
+        if self._over:
+            return
+        if not in_time:
             self.abort(f"a CancelRequest was not answered within {CANCEL_SECONDS:g} s")
+            return
+        if self._stray is not None:
+            self._stray.cancel()
+        self._stray = self.loop.call_later(STRAY_SECONDS, self.core.cancel_too_old, context=_EMPTY.copy())
+        self._grant_wish()  # it may have come before the backend had begun: once more then, in a while
 
     # -- ends
 

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
     from pgpoll._loop import Driver, Future, Loop
 
-CANCEL_SECONDS = 2.0
+CANCEL_SECONDS = 2.0  # for the CancelRequest's socket
+GRACE_SECONDS = 1.0  # for an abandoned request that others wait behind
+STRAY_SECONDS = 5.0  # how long after its socket's end a CancelRequest may still strike, by way of a pooler
 _EMPTY = Context()
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pgpoll import core, errors
 from pgpoll._blocks import Blocks
 from pgpoll._flows import Flow, Lookup, resolve
+from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS
 from pgpoll._turns import Block, Control, Turn
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ T = TypeVar("T")
 
 SLICE_SECONDS = 0.1
 INTERRUPT_SECONDS = 1.0
-CANCEL_SECONDS = 2.0
 CLOSE_SECONDS = 5.0
 PATIENCE_SECONDS = 5.0
 
@@ -50,6 +50,8 @@ class Driver:
         self._changed = threading.Condition(self.mutex)
         self._watched: list[tuple[core.Operation[Any], Callable[[], None]]] = []
         self._cancel: tuple[core.Cancel, float] | None = None  # under way, and when its time is up
+        self._abandoned = 0, 0.0  # the number of what runs and nobody awaits, and since when that is known
+        self._stray = 0.0  # until when a CancelRequest may still strike; 0: none may
         self._driving = False
         self._close: core.Operation[Any] | None = None
         self._why = ""  # set where we end it by ourselves
@@ -65,7 +67,7 @@ class Driver:
     def execute(self, sql: str | core.PreparedStatement, args: tuple[Any, ...], want: core.Want[T]) -> T:
         """As `request`, of an execute without a timeout: nothing to wait for but the server, as a rule."""
         with self.mutex:
-            if not (self.blocks.stack or self._watched or self._cancel or self._driving):
+            if not (self.blocks.stack or self._watched or self._cancel or self._stray or self._driving):
                 operation = self.core.start_execute(sql, args, want)
                 self._driving = True
                 try:
@@ -172,6 +174,7 @@ class Driver:
     def _drive(self, operation: core.Operation[Any], deadline: float | None, timeout: float | None) -> None:
         while not operation.done():
             self._wait_in_core(operation, _left(deadline, timeout))
+            self._grant_wish()
 
     def _wait_in_core(self, operation: core.Operation[Any], seconds: float) -> None:
         self._driving = True
@@ -226,8 +229,11 @@ class Driver:
     def _interrupt(self, operation: core.Operation[Any]) -> None:
         """Who waited goes away: its answer is read by the next verb, and its query is cancelled at the server."""
         operation.abandon()
-        if self._cancel is not None or self.core.closed or self.core.cancel_wanted() != core.NOW:
-            return
+        if self._cancel is None and not self.core.closed and self.core.cancel_wanted() == core.NOW:
+            self._cancel_abandoned()
+
+    def _cancel_abandoned(self) -> None:
+        self._abandoned = 0, 0.0
         try:
             request = self.core.start_cancel()
         except errors.InterfaceError as error:  # no key
@@ -240,6 +246,17 @@ class Driver:
             return  # the second one: the first is raised, and the next verb goes on with this
         if request.done() and not request.delivered() and not self.core.closed:
             self.abort("a CancelRequest was refused")  # nobody knows when what runs will end
+
+    def _grant_wish(self) -> None:
+        """Another CancelRequest where an abandoned request has run on for a while: one may have come too early."""
+        head = self.core.abandoned_head
+        if head == 0 or self._cancel is not None:
+            return
+        number, since = self._abandoned
+        if number != head:
+            self._abandoned = head, monotonic()
+        elif monotonic() - since >= GRACE_SECONDS:
+            self._cancel_abandoned()
 
     def _finish_cancel(self, seconds: float) -> None:
         """Drive the CancelRequest under way to its end, for at most so long; when its own time is up all is over."""
@@ -268,11 +285,15 @@ class Driver:
         under_way, self._cancel = self._cancel, None
         if under_way is not None:
             under_way[0].close_fd()
+            self._stray = monotonic() + STRAY_SECONDS
 
     def _catch_up(self, deadline: float | None, timeout: float | None) -> None:
         """What an interrupted verb has left to do."""
         if self._cancel is not None:
             self._finish_cancel(_left(deadline, timeout, CANCEL_SECONDS))
+        if self._stray and self._stray < monotonic():
+            self._stray = 0.0
+            self.core.cancel_too_old()
         self._settle()
 
     # -- start and ends

@@ -29,6 +29,7 @@ from pgpoll._error_bases import InterfaceError, OperationalError
 __all__ = ["Address", "Options", "Secret", "parse", "resolve", "saslprep", "unresolved", "with_addresses"]
 
 OWN_KEYWORDS = ("statement_cache_size", "max_pipeline")
+MAX_PIPELINE = 1000
 
 
 class Options(NamedTuple):
@@ -44,8 +45,8 @@ class Options(NamedTuple):
     startup_parameters: tuple[tuple[str, str], ...]
     """The StartupMessage's parameters, user and database first."""
     statement_cache_size: int = 100
-    """Prepared statements kept by the connection; 0 keeps none."""
-    max_pipeline: int = 1000
+    """Prepared statements kept, of at most 4 MiB of text; 0 keeps none: for poolers in transaction mode."""
+    max_pipeline: int = MAX_PIPELINE
     """Requests on the wire without their answers; 1 never pipelines."""
     connect_timeout: float | None = None
     """Seconds for connecting, all addresses together; None has no limit."""
@@ -109,7 +110,7 @@ def _parse(dsn: str | None, params: dict[str, Any]) -> Options:
         scram_password=Secret(saslprep(password)) if password else None,
         startup_parameters=_startup_parameters(user, values, _settings(params)),
         statement_cache_size=_count("statement_cache_size", own.get("statement_cache_size"), 0, 100),
-        max_pipeline=_count("max_pipeline", own.get("max_pipeline"), 1, 1000),
+        max_pipeline=_count("max_pipeline", own.get("max_pipeline"), 1, MAX_PIPELINE),
         connect_timeout=_seconds(values.get("connect_timeout")),
     )
 

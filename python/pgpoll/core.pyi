@@ -330,6 +330,11 @@ class _Driver:
         """Take the oldest finished operation that was not taken."""
     def cancel_wanted(self) -> Literal[0, 1, 2]:
         """NONE, NOW or GRACE: whether an abandoned request should be cancelled at the server."""
+    def cancel_too_old(self) -> None:
+        """A CancelRequest that was sent can't strike any more: from here on a 57014 is the request's own.
+
+        Until then a request that it hit in place of the abandoned one runs again, where that is safe.
+        """
     def take_notices(self) -> list[dict[str, str]]:
         """The notices since the last call, the latest 1,000: each a dict of the protocol's field codes."""
     @property
@@ -341,6 +346,9 @@ class _Driver:
     @property
     def in_flight(self) -> int:
         """Requests started and not finished; abandoned ones until they are drained."""
+    @property
+    def abandoned_head(self) -> int:
+        """The number of the abandoned request that runs at the server, which GRACE is about; 0 for none."""
     @property
     def quiet(self) -> bool:
         """Nothing is in flight, nothing to send."""

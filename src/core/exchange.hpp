@@ -3,6 +3,8 @@
 // An exchange is written top-down in the order of the protocol manual's page and holds only the happy path. It is
 // resumed by session::run alone. While suspended its promise says what it waits for; errors of the server and the
 // loss of the connection never resume it: the session completes its operation and destroys its frame.
+//
+// No co_await within a conditional expression: g++ 12 evaluates and destroys its operands wrongly.
 #pragma once
 
 #include <coroutine>
@@ -37,6 +39,7 @@ struct exchange_promise {
   bool in_replies = false;
   bool synced = false;      // its ReadyForQuery has been asked for
   bool sync_waits = false;  // for the answer to Execute
+  bool bound = false;       // BindComplete has come: the statement may have run
   bool draining = false;    // it has its error; what is left is read to ReadyForQuery
   failure_ptr error;
   raw_result* sink = nullptr;            // of data_rows

@@ -1,5 +1,6 @@
 // The dialogues of a session that is up: the extended query protocol (manual, section 54.2.3), the simple one
 // (54.2.2), and the end (54.2.9).
+#include "core/keyword.hpp"
 #include "core/session.hpp"
 
 namespace pgpoll::core {
@@ -11,52 +12,16 @@ namespace {
 // Bind's parameter section where there are none.
 const std::string no_arguments("\0\0\0\0", 4);
 
-std::string_view after_comment(std::string_view sql) {
-  int depth = 0;
-  std::size_t at = 0;
-  do {
-    if (sql.substr(at, 2) == "/*") {
-      ++depth;
-      at += 2;
-    } else if (sql.substr(at, 2) == "*/") {
-      --depth;
-      at += 2;
-    } else {
-      ++at;
-    }
-  } while (depth > 0 && at < sql.size());
-  return sql.substr(std::min(at, sql.size()));
-}
-
-// Whether the first keyword is COPY, past white space, comments and empty statements.
-bool begins_with_copy(std::string_view sql) {
-  for (;;) {
-    const auto at = sql.find_first_not_of(" \t\n\r\f\v;");
-    if (at == std::string_view::npos) return false;
-    sql.remove_prefix(at);
-    if (sql.starts_with("--")) {
-      const auto line = sql.find_first_of("\r\n");
-      if (line == std::string_view::npos) return false;
-      sql.remove_prefix(line);
-    } else if (sql.starts_with("/*")) {
-      sql = after_comment(sql);
-    } else {
-      break;
-    }
-  }
-  constexpr std::string_view copy = "copy";
-  for (std::size_t i = 0; i < copy.size(); ++i)
-    if (i >= sql.size() || (sql[i] | 0x20) != copy[i]) return false;
-  return true;
-}
-
 }  // namespace
 
-exchange session::execute(operation_ptr op, std::string sql, statement_ptr prepared, std::string arguments) {
+exchange session::execute(operation_ptr op, statement_ptr prepared, std::string arguments) {
   co_await write_turn();
-  if (!prepared) {
+  bool parsed = false;  // here, by describe()
+  if (!prepared || prepared->stale) {
+    std::string sql = prepared ? prepared->sql : op->sql;
     prepared = cache_.find(sql);  // described meanwhile by a request ahead of this one
-    if (!prepared) prepared = co_await describe(std::move(sql));
+    parsed = !prepared;
+    if (parsed) prepared = co_await describe(std::move(sql));
     op->statement = prepared;
     auto supplied = co_await encoded_arguments();
     if (!supplied) {  // no Bind; the statement stays cached
@@ -67,24 +32,31 @@ exchange session::execute(operation_ptr op, std::string sql, statement_ptr prepa
     }
     arguments = std::move(*supplied);
   }
-  const auto& columns = prepared->columns;
   static const std::vector<column> no_columns;
-  out().bind(prepared->name, arguments, columns ? columns->columns : no_columns).execute();
+  const bool unnamed = prepared->name.empty() && !parsed;
+  if (unnamed) out().parse({}, prepared->sql, prepared->parameter_types);
+  out().bind(prepared->name, arguments, prepared->columns ? prepared->columns->columns : no_columns);
+  if (unnamed) out().describe_portal();
+  out().execute();
   arguments = {};
-  if (prepared->may_copy)
+  if (prepared->verb == verb::copy)
     await_copy(*running_);
   else
     sync(*running_);
   if (!running_->in_replies) co_await reply_turn();
+
+  if (unnamed) expect(co_await next_message(), backend::parse_complete);
   expect(co_await next_message(), backend::bind_complete);
+  running_->bound = true;
   auto& result = op->results.emplace_back();
-  result.columns = columns;
+  result.columns = prepared->columns;
+  if (unnamed) result.columns = described_again(co_await next_message(), *prepared);
   co_await data_rows(result);
   const auto end = co_await next_message();
   if (running_->rows_came) expect(end, backend::command_complete);
   if (end.type == backend::command_complete) {
     result.tag = command_tag(end);
-  } else if (prepared->may_copy) {
+  } else if (prepared->verb == verb::copy) {
     co_await refuse_copy(end);
   } else {
     expect(end, backend::empty_query_response).read("EmptyQueryResponse").end();
@@ -93,45 +65,67 @@ exchange session::execute(operation_ptr op, std::string sql, statement_ptr prepa
   ready_for_query(co_await next_message());
 }
 
-exchange session::prepare_statement(operation_ptr op, std::string sql) {
+exchange session::prepare_statement(operation_ptr op) {
   co_await write_turn();
-  op->statement = cache_.find(sql);
+  op->statement = cache_.find(op->sql);
   if (op->statement) co_return;
-  op->statement = co_await describe(std::move(sql));
+  op->statement = co_await describe(op->sql);
   sync(*running_);
   ready_for_query(co_await next_message());
 }
 
-// Parse, Describe, Flush: no Sync, at which a transaction pooler may switch servers. The writer stays ours.
+// Parse, Describe, Flush: no Sync, at which a transaction pooler may switch servers. The writer stays ours. Where the
+// server may know the name already, Close comes first, which is no error where it does not.
 step<statement_ptr> session::describe(std::string sql) {
-  const auto evicted = cache_.evict();
-  if (evicted) out().close_statement(evicted->name);
   auto found = std::make_shared<statement>();
-  found->name = "pgpoll_" + std::to_string(++statements_named_);
-  found->sql = std::move(sql);
+  if (settings_.statement_cache_size != 0) found->name = statement_name(sql);
+  found->verb = verb_of(sql);
   found->origin = origin_;
-  found->may_copy = begins_with_copy(found->sql);
+  found->sql = std::move(sql);
+  auto closed = 0;
+  while (const auto evicted = cache_.evict(found->sql.size())) {
+    if (evicted->name.empty()) continue;
+    out().close_statement(evicted->name);
+    ++closed;
+  }
+  if (names_may_exist_ && !found->name.empty()) {
+    out().close_statement(found->name);
+    ++closed;
+  }
   out().parse(found->name, found->sql).describe_statement(found->name).flush();
   co_await reply_turn();
 
-  if (evicted) expect(co_await next_message(), backend::close_complete);
+  for (; closed > 0; --closed) expect(co_await next_message(), backend::close_complete);
   expect(co_await next_message(), backend::parse_complete);
   auto parameters = expect(co_await next_message(), backend::parameter_description).read("ParameterDescription");
   for (auto left = parameters.uint16(); left > 0; --left) found->parameter_types.push_back(parameters.uint32());
   parameters.end();
   const auto columns = co_await next_message();
   if (columns.type == backend::row_description)
-    found->columns = row_description_of(columns, false);
+    found->columns = row_description_of(columns, formats::chosen);
   else
     expect(columns, backend::no_data).read("NoData").end();
   cache_.insert(found);
   co_return found;
 }
 
+// Of a portal whose statement was described once before: what comes is what holds, and where it differs the old
+// description is not used again.
+columns_ptr session::described_again(wire::message got, const statement& before) {
+  columns_ptr now;
+  if (got.type == backend::row_description)
+    now = row_description_of(got, formats::told);
+  else
+    expect(got, backend::no_data).read("NoData").end();
+  if (now && before.columns && now->columns == before.columns->columns) return before.columns;
+  if (now || before.columns) forget(before);
+  return now;
+}
+
 // A simple query may hold COPY anywhere, so nothing is written behind it before its ReadyForQuery.
-exchange session::script(operation_ptr op, std::string sql) {
+exchange session::script(operation_ptr op) {
   co_await write_turn();
-  out().query(sql);
+  out().query(op->sql);
   running_->synced = true;
   co_await reply_turn();
   for (bool answered = false;; answered = true) {
@@ -139,7 +133,7 @@ exchange session::script(operation_ptr op, std::string sql) {
     switch (got.type) {
       case backend::row_description: {
         auto& result = op->results.emplace_back();
-        result.columns = row_description_of(got, true);
+        result.columns = row_description_of(got, formats::text);
         co_await data_rows(result);
         result.tag = command_tag(expect(co_await next_message(), backend::command_complete));
         break;
@@ -162,9 +156,9 @@ exchange session::script(operation_ptr op, std::string sql) {
 }
 
 // BEGIN, SAVEPOINT, COMMIT and the like: nothing to describe, so one flight even the first time.
-exchange session::command(operation_ptr op, std::string sql) {
+exchange session::command(operation_ptr op) {
   co_await write_turn();
-  out().parse("", sql).bind("", no_arguments, std::vector<column>{}).execute();
+  out().parse({}, op->sql).bind("", no_arguments, std::vector<column>{}).execute();
   sync(*running_);
   co_await reply_turn();
   expect(co_await next_message(), backend::parse_complete);

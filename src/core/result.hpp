@@ -21,6 +21,8 @@ struct column {
   std::int16_t type_size = 0;
   std::int32_t typmod = -1;
   std::int16_t format = 0;
+
+  bool operator==(const column&) const = default;
 };
 
 // Immutable once made; shared by a statement and every result of it, so a face may key caches on its address.
@@ -29,15 +31,23 @@ struct row_description {
 };
 using columns_ptr = std::shared_ptr<const row_description>;
 
-// A named prepared statement that the server has parsed and described. Whoever holds one pins it: it is not
-// evicted from the cache while the use count says so.
+// What a statement's first keyword says of it.
+enum class verb {
+  query,  // SELECT, INSERT and the like: where it has failed outside of a transaction, nothing of it remains
+  copy,   // nothing may follow it on the wire
+  other
+};
+
+// A prepared statement that the server has parsed and described. Whoever holds one pins it: it is not evicted from the
+// cache while the use count says so.
 struct statement {
-  std::string name;
+  std::string name;  // empty: only its description is kept, and it is parsed each time
   std::string sql;
   std::vector<std::uint32_t> parameter_types;
   columns_ptr columns;                 // null where the statement returns no rows
   std::shared_ptr<const char> origin;  // the session that prepared it: its name means nothing to others
-  bool may_copy = false;               // its first keyword is COPY: nothing may follow it on the wire
+  core::verb verb = core::verb::other;
+  mutable bool stale = false;  // the server has dropped it or its plan: it is never used again
 };
 using statement_ptr = std::shared_ptr<const statement>;
 
@@ -159,6 +169,8 @@ struct operation {
   state state = state::pending;
   bool written = false;     // pending: it can't be taken back. Done: a byte of it had left, it is not safe to retry
   bool abandoned = false;   // nobody waits any more
+  bool again = false;       // it failed for no fault of its own, and runs a second time
+  std::string sql;          // as it was given; empty where a statement was
   statement_ptr statement;  // execute and prepare: the description
   std::vector<raw_result> results;       // execute: one; script: one a statement
   failure_ptr error;                     // where failed

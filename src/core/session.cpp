@@ -19,6 +19,7 @@ constexpr std::size_t max_parameter_bytes = std::size_t{1} << 20;
 constexpr std::size_t max_notices = 1000;  // kept until the face takes them; what comes past either bound is dropped
 constexpr std::size_t max_notice_bytes = std::size_t{1} << 20;
 constexpr std::size_t max_startup_messages = 1000;
+constexpr std::size_t max_descriptions = 1000;  // where statements are not kept
 
 failure_ptr failure_of(enum failure::kind kind, std::string message,
                        std::shared_ptr<const server_message> server = nullptr, failure_ptr cause = nullptr) {
@@ -27,7 +28,10 @@ failure_ptr failure_of(enum failure::kind kind, std::string message,
 
 }  // namespace
 
-session::session(settings options) : settings_(std::move(options)), cache_(settings_.statement_cache_size) {
+session::session(settings options)
+    : settings_(std::move(options)),
+      cache_(settings_.statement_cache_size != 0 ? settings_.statement_cache_size : max_descriptions,
+             settings_.statement_cache_bytes) {
   inbound_.limit(unauthenticated_limit);
 }
 
@@ -66,29 +70,33 @@ operation_ptr session::start_connect() {
 
 operation_ptr session::start_execute(std::string sql) {
   auto op = admit(operation::kind::execute);
-  return op->done() ? op : begin(op, execute(op, std::move(sql), nullptr, {}));
+  op->sql = std::move(sql);
+  return op->done() ? op : begin(op, execute(op));
 }
 
 operation_ptr session::start_execute(statement_ptr known, std::string arguments) {
   auto op = admit(operation::kind::execute);
   if (op->done()) return op;
   op->statement = known;
-  return begin(op, execute(op, {}, std::move(known), std::move(arguments)));
+  return begin(op, execute(op, std::move(known), std::move(arguments)));
 }
 
 operation_ptr session::start_prepare(std::string sql) {
   auto op = admit(operation::kind::prepare);
-  return op->done() ? op : begin(op, prepare_statement(op, std::move(sql)));
+  op->sql = std::move(sql);
+  return op->done() ? op : begin(op, prepare_statement(op));
 }
 
 operation_ptr session::start_script(std::string sql) {
   auto op = admit(operation::kind::script);
-  return op->done() ? op : begin(op, script(op, std::move(sql)));
+  op->sql = std::move(sql);
+  return op->done() ? op : begin(op, script(op));
 }
 
 operation_ptr session::start_command(std::string sql) {
   auto op = admit(operation::kind::command);
-  return op->done() ? op : begin(op, command(op, std::move(sql)));
+  op->sql = std::move(sql);
+  return op->done() ? op : begin(op, command(op));
 }
 
 operation_ptr session::start_cancel(cancel_key key) {
@@ -178,17 +186,9 @@ void session::take(const operation& op) {
 }
 
 void session::finish(exchange_promise& p, enum operation::state outcome, failure_ptr error) {
-  if (writer_ == &p) writer_ = nullptr;
-  if (p.in_replies && replies_.front() == &p)
-    replies_.pop_front();
-  else if (p.in_replies)
-    std::erase(replies_, &p);
-  if (p.wait == waiting::write_turn) std::erase(writing_, &p);
   const auto op = std::move(p.op);
   const auto first_byte = p.first_byte;
-  p.handle().destroy();
-
-  --in_flight_;
+  detach(p);
   op->exchange = nullptr;
   op->written = first_byte && outbound_.sent_total() > *first_byte;
   if (op->kind == operation::kind::close) {  // however it went, the connection is closed
@@ -199,6 +199,20 @@ void session::finish(exchange_promise& p, enum operation::state outcome, failure
   op->error = std::move(error);
   if (op->kind == operation::kind::drain) cancelling_ = cancelling::no;
   if (!op->abandoned) completed_.push_back(op);
+}
+
+// Takes an exchange out of every queue, and ends it.
+void session::detach(exchange_promise& p) {
+  if (writer_ == &p) writer_ = nullptr;
+  if (p.in_replies && replies_.front() == &p) {
+    replies_.pop_front();
+    ++answered_;
+  } else if (p.in_replies) {
+    std::erase(replies_, &p);
+  }
+  if (p.wait == waiting::write_turn) std::erase(writing_, &p);
+  p.handle().destroy();
+  --in_flight_;
 }
 
 void session::fail(failure why) {
@@ -378,11 +392,6 @@ bool session::grant_writers() {
   return any;
 }
 
-// The CancelRequest's socket has ended and so has what it was for.
-bool session::may_drain() const {
-  return cancelling_ == cancelling::drain && replies_.empty() && (writer_ == nullptr || !writer_->in_replies);
-}
-
 bool session::next(wire::message& got) {
   while (inbound_.next(got)) {
     if (!authenticated_ && ++startup_messages_ > max_startup_messages)
@@ -439,7 +448,10 @@ bool session::drain() {
       if (fatal_) return true;
     } else if (got.type == backend::ready_for_query) {
       ready_for_query(got);
-      finish(p, operation::state::failed, p.error);
+      if (may_run_again(p))
+        run_again(p);
+      else
+        finish(p, operation::state::failed, p.error);
       return true;
     } else {
       throw wire::protocol_violation(wire::name_of(got.type) + ": after an ErrorResponse, at byte 0");
@@ -456,6 +468,7 @@ void session::server_error(exchange_promise& p, const wire::message& got) {
   const bool ends = fields->fatal() || p.op->kind == operation::kind::connect;
   if (!p.error || ends) p.error = failure_of(failure::kind::server, std::string(fields->field('M')), fields);
   p.draining = true;
+  note_dropped(p, *fields);
   if (ends) {
     fatal_ = std::move(fields);
   } else if (!p.synced) {
@@ -555,10 +568,11 @@ std::string session::command_tag(wire::message got) {
   auto body = got.read("CommandComplete");
   auto tag = std::string(body.string());
   body.end();
+  if (tag == "DISCARD ALL" || tag == "DEALLOCATE ALL") cache_.forget();
   return tag;
 }
 
-columns_ptr session::row_description_of(wire::message got, bool text_only) const {
+columns_ptr session::row_description_of(wire::message got, formats which) const {
   auto body = got.read("RowDescription");
   auto described = std::make_shared<row_description>();
   const std::size_t count = body.uint16();
@@ -574,9 +588,9 @@ columns_ptr session::row_description_of(wire::message got, bool text_only) const
     column.type_size = body.int16();
     column.typmod = body.int32();
     const auto format = body.int16();
-    if (format != 0) body.fail("a format that was not asked for");
-    if (!text_only && settings_.decodes_binary != nullptr && settings_.decodes_binary(column.type_oid))
-      column.format = 1;
+    if (format != 0 && !(format == 1 && which == formats::told)) body.fail("a format that was not asked for");
+    const bool binary = settings_.decodes_binary != nullptr && settings_.decodes_binary(column.type_oid);
+    column.format = which == formats::chosen && binary ? std::int16_t{1} : format;
   }
   body.end();
   return described;
@@ -595,33 +609,6 @@ void session::release_writer(exchange_promise& p) {
 
 void session::fail_later(exchange_promise& p, failure_ptr error) {
   p.error = std::move(error);
-}
-
-// ---- cancelling at the server
-
-cancel_wish session::cancel_wanted() const {
-  if (cancelling_ != cancelling::no || replies_.empty() || state_ == state::ended) return cancel_wish::none;
-  const auto& head = *replies_.front();
-  if (!head.op->abandoned || head.draining || outbound_.sent_total() <= *head.first_byte) return cancel_wish::none;
-  switch (head.op->kind) {
-    case operation::kind::execute:
-    case operation::kind::prepare:
-    case operation::kind::script:
-      break;
-    default:
-      return cancel_wish::none;
-  }
-  const bool alone =
-      std::all_of(replies_.begin(), replies_.end(), [](const auto* each) { return each->op->abandoned; });
-  return alone ? cancel_wish::now : cancel_wish::grace;
-}
-
-void session::cancel_started() {
-  if (cancelling_ == cancelling::no) cancelling_ = cancelling::socket_open;
-}
-
-void session::cancel_ended() {
-  if (cancelling_ == cancelling::socket_open) cancelling_ = cancelling::drain;
 }
 
 }  // namespace pgpoll::core

@@ -33,12 +33,13 @@ struct settings {
   // Sent as they are in the StartupMessage: user, database, client_encoding, application_name, ...
   std::vector<std::pair<std::string, std::string>> startup_parameters;
   std::string user;
-  std::optional<std::string> password;        // as given: cleartext and md5
-  std::optional<std::string> scram_password;  // after SASLprep
-  bool cleartext_allowed = false;             // the transport is private (Unix socket, loopback, TLS)
-  std::size_t statement_cache_size = 100;     // statements
-  std::size_t max_pipeline = 1000;            // requests written and unanswered
-  std::size_t max_unsent = 1 << 20;           // bytes; past it requests wait for the socket
+  std::optional<std::string> password;                       // as given: cleartext and md5
+  std::optional<std::string> scram_password;                 // after SASLprep
+  bool cleartext_allowed = false;                            // the transport is private (Unix socket, loopback, TLS)
+  std::size_t statement_cache_size = 100;                    // 0: only descriptions are kept, statements are unnamed
+  std::size_t statement_cache_bytes = std::size_t{4} << 20;  // of their texts
+  std::size_t max_pipeline = 1000;                           // requests written and unanswered
+  std::size_t max_unsent = 1 << 20;                          // bytes; past it requests wait for the socket
   std::uint32_t max_scram_iterations = 1'000'000;
   // Which types the face decodes from binary; others are asked for as text.
   bool (*decodes_binary)(std::uint32_t type_oid) = nullptr;
@@ -117,10 +118,14 @@ class session {
 
   // Cancelling at the server (D6): the face asks, sends the CancelRequest on a socket of its own and says when
   // that socket begins and has reached its end. In between, and until one empty query has drained a stray 57014, no
-  // other request is written.
+  // other request is written. `now`: nobody awaits what is on the wire behind the abandoned head, whose number
+  // abandoned_head() is; `grace`: somebody does, so it is given a second to end by itself. A request that is hit in its
+  // place runs again where that is safe, until the face says that the CancelRequest is too old to strike.
   cancel_wish cancel_wanted() const;
+  std::uint64_t abandoned_head() const;  // 0: none
   void cancel_started();
   void cancel_ended();
+  void cancel_too_old() { stray_cancel_ = false; }
 
   // Whose reply is arriving, for those who time or trace requests; null where nobody's is.
   const operation* head() const { return replies_.empty() ? nullptr : replies_.front()->op.get(); }
@@ -131,10 +136,10 @@ class session {
 
   // The dialogues, one coroutine each: startup.cpp, execute.cpp.
   exchange startup(operation_ptr op);
-  exchange execute(operation_ptr op, std::string sql, statement_ptr prepared, std::string arguments);
-  exchange prepare_statement(operation_ptr op, std::string sql);
-  exchange script(operation_ptr op, std::string sql);
-  exchange command(operation_ptr op, std::string sql);
+  exchange execute(operation_ptr op, statement_ptr prepared = nullptr, std::string arguments = {});
+  exchange prepare_statement(operation_ptr op);
+  exchange script(operation_ptr op);
+  exchange command(operation_ptr op);
   exchange drain_stray_cancel(operation_ptr op);
   exchange cancel(operation_ptr op, cancel_key key);
   exchange close(operation_ptr op);
@@ -164,8 +169,10 @@ class session {
   void release_writer(exchange_promise& p);
   static wire::message expect(wire::message got, wire::backend wanted);
   void ready_for_query(wire::message got);
-  columns_ptr row_description_of(wire::message got, bool text_only) const;
-  static std::string command_tag(wire::message got);
+  enum class formats { text, chosen, told };  // simple protocol; a statement's, by what we decode; a portal's
+  columns_ptr row_description_of(wire::message got, formats which) const;
+  columns_ptr described_again(wire::message got, const statement& before);
+  std::string command_tag(wire::message got);
   void fail_later(exchange_promise& p, failure_ptr error);  // to be told at ReadyForQuery
 
   // The pump.
@@ -191,6 +198,13 @@ class session {
   void unasked(const wire::message& got);
   std::shared_ptr<const server_message> fields_of(const wire::message& got) const;
   void end_by_peer();
+
+  // A second attempt (recovery.cpp).
+  bool may_run_again(const exchange_promise& p) const;
+  void run_again(exchange_promise& p);
+  void detach(exchange_promise& p);
+  void note_dropped(exchange_promise& p, const server_message& error);
+  void forget(const statement& dropped);
   void fail_all(failure_ptr why);
 
   settings settings_;
@@ -223,7 +237,9 @@ class session {
   std::vector<notice> notices_;
   std::size_t notice_bytes_ = 0;
   std::size_t startup_messages_ = 0;
-  std::uint64_t statements_named_ = 0;
+  std::uint64_t answered_ = 0;    // requests
+  bool names_may_exist_ = false;  // on the server, of statements that we don't know
+  bool stray_cancel_ = false;     // a CancelRequest of ours may still strike whoever runs
   std::shared_ptr<const char> origin_ = std::make_shared<const char>();
 };
 

@@ -5,6 +5,7 @@
 #include <list>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 
 #include "core/result.hpp"
 
@@ -12,7 +13,8 @@ namespace pgpoll::core {
 
 class statement_cache {
  public:
-  explicit statement_cache(std::size_t capacity) : capacity_(capacity == 0 ? 1 : capacity) {}
+  // Bounds on their number and on the bytes of their texts.
+  statement_cache(std::size_t capacity, std::size_t max_bytes) : capacity_(capacity), max_bytes_(max_bytes) {}
 
   statement_ptr find(std::string_view sql) {
     const auto found = index_.find(sql);
@@ -23,34 +25,44 @@ class statement_cache {
 
   void insert(statement_ptr added) {
     erase(added->sql);
+    bytes_ += added->sql.size();
     order_.push_front(std::move(added));
     index_.emplace(order_.front()->sql, order_.begin());
   }
 
   void erase(std::string_view sql) {
-    const auto found = index_.find(sql);
-    if (found == index_.end()) return;
-    const auto at = found->second;
-    index_.erase(found);
-    order_.erase(at);
+    if (const auto found = index_.find(sql); found != index_.end()) take(found->second);
   }
 
-  // Where the cache is full: takes out the least recently used statement that nobody holds; else null.
-  statement_ptr evict() {
-    if (order_.size() < capacity_) return nullptr;
-    for (auto at = order_.end(); at != order_.begin();) {
-      --at;
-      if (at->use_count() > 1) continue;
-      auto victim = *at;
-      index_.erase(victim->sql);
-      order_.erase(at);
-      return victim;
-    }
+  // Where there is no room for another text of `size` bytes: takes out the least recently used statement that nobody
+  // holds; else null.
+  statement_ptr evict(std::size_t size) {
+    if (order_.size() < capacity_ && bytes_ + size <= max_bytes_) return nullptr;
+    for (auto at = order_.end(); at != order_.begin();)
+      if ((--at)->use_count() == 1) return take(at);
     return nullptr;
   }
 
+  // The server has dropped them all.
+  void forget() {
+    for (const auto& each : order_) each->stale = true;
+    index_.clear();
+    order_.clear();
+    bytes_ = 0;
+  }
+
  private:
+  statement_ptr take(std::list<statement_ptr>::iterator at) {
+    auto taken = std::move(*at);
+    index_.erase(taken->sql);
+    order_.erase(at);
+    bytes_ -= taken->sql.size();
+    return taken;
+  }
+
   std::size_t capacity_;
+  std::size_t max_bytes_;
+  std::size_t bytes_ = 0;
   std::list<statement_ptr> order_;
   std::unordered_map<std::string_view, std::list<statement_ptr>::iterator> index_;
 };

@@ -112,6 +112,15 @@ PyObject* next_completed_method(PyObject* object, PyObject*) {
   });
 }
 
+PyObject* abandoned_head(PyObject* object, void*) {
+  return PyLong_FromUnsignedLongLong(session_of(object).abandoned_head());
+}
+
+PyObject* cancel_too_old(PyObject* object, PyObject*) {
+  as_connection(object)->client->session().cancel_too_old();
+  Py_RETURN_NONE;
+}
+
 PyObject* cancel_wanted(PyObject* object, PyObject*) {
   return PyLong_FromLong(static_cast<long>(session_of(object).cancel_wanted()));
 }
@@ -220,6 +229,7 @@ PyMethodDef methods[] = {
     {"close_fd", close_fd_method, METH_NOARGS, "Closes the socket now; unregister it first."},
     {"terminate", terminate_method, METH_NOARGS, "Ends everything now; the socket stays open until close_fd()."},
     {"next_completed", next_completed_method, METH_NOARGS, "The oldest finished operation not yet taken, or None."},
+    {"cancel_too_old", cancel_too_old, METH_NOARGS, "A CancelRequest of ours can't strike any more."},
     {"cancel_wanted", cancel_wanted, METH_NOARGS, "NONE, NOW or GRACE, after each abandon() and poll()."},
     {"take_notices", take_notices, METH_NOARGS, "The notices since the last call: dicts by field code."},
     {"wait", method(wait), METH_FASTCALL, "wait(operation, seconds): polls until it is done; False when time is up."},
@@ -231,6 +241,7 @@ PyGetSetDef properties[] = {
     {"transaction_status", transaction_status, nullptr, "'I', 'T' or 'E'; '' before the first ReadyForQuery.", nullptr},
     {"closed", closed, nullptr, "Lost or closed.", nullptr},
     {"why_closed", why_closed, nullptr, "The error that ended it, made anew; None while it is open.", nullptr},
+    {"abandoned_head", abandoned_head, nullptr, "The number of the abandoned request that runs; 0 for none.", nullptr},
     {"in_flight", in_flight, nullptr, "Requests started and not finished; abandoned ones until drained.", nullptr},
     {"quiet", quiet, nullptr, "Nothing in flight and nothing to send.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};

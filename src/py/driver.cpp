@@ -4,6 +4,7 @@
 
 #include <atomic>
 
+#include "py/awaitable.hpp"
 #include "py/codecs/codecs.hpp"
 #include "py/errors.hpp"
 #include "py/operation.hpp"
@@ -115,7 +116,8 @@ PyObject* start_described(driver_object* driver, PyObject* sql, PyObject* argume
   std::string encoded;
   if (!encode(*statement, arguments, encoded)) return nullptr;
   if (!may_start_request(driver)) return nullptr;  // encoding may have run a caller's code
-  return start(driver, sql, [&](operation_object*) {
+  return start(driver, sql, [&](operation_object* handle) {
+    handle->arguments = Py_NewRef(arguments);  // its statement may have to be prepared again
     return driver->session->start_execute(std::move(statement), std::move(encoded));
   });
 }
@@ -130,11 +132,14 @@ PyObject* start_undescribed(driver_object* driver, PyObject* sql, PyObject* argu
   });
 }
 
-// Encodes one request's arguments in its own context; what that raises becomes its outcome.
+// Encodes one request's arguments in its own context; what that raises becomes its outcome. Where they were encoded
+// before, at the start, that context is known by who awaits it.
 bool encode_late(operation_object* handle, std::string& out) {
-  auto arguments = ref::steal(std::exchange(handle->arguments, nullptr));
-  auto context = ref::steal(std::exchange(handle->context, nullptr));
-  if (PyContext_Enter(context.get()) < 0) return false;
+  auto arguments = ref::borrow(handle->arguments);
+  auto context = ref::borrow(handle->context);
+  if (!context && handle->waiter != nullptr) context = ref::borrow(handle->waiter->context);
+  if (!context) context = ref::steal(PyContext_New());
+  if (!context || PyContext_Enter(context.get()) < 0) return false;
   bool encoded = false;
   try {
     encoded = encode(*handle->op->statement, arguments.get(), out);
@@ -175,6 +180,12 @@ PyObject* start_connect(driver_object* driver) {
   return started;
 }
 
+static PyObject* execute_text(driver_object* driver, PyObject* sql, PyObject* arguments, std::string_view text) {
+  if (auto known = driver->session->find_statement(text))
+    return start_described(driver, sql, arguments, std::move(known));
+  return start_undescribed(driver, sql, arguments, text);
+}
+
 static PyObject* execute(driver_object* driver, PyObject* sql, PyObject* arguments) {
   if (!check_arguments(arguments)) return nullptr;
   if (is_prepared(sql)) {
@@ -182,13 +193,12 @@ static PyObject* execute(driver_object* driver, PyObject* sql, PyObject* argumen
     const auto& prepared = reinterpret_cast<prepared_object*>(sql)->statement;
     if (!driver->session->owns(*prepared))
       return raise_interface_error("the statement was prepared on another connection: prepare it on this one");
-    return start_described(driver, sql, arguments, prepared);
+    if (!prepared->stale) return start_described(driver, sql, arguments, prepared);
+    return execute_text(driver, sql, arguments, prepared->sql);
   }
   std::string_view text;
   if (!read_sql(sql, text) || !may_start_request(driver)) return nullptr;
-  if (auto known = driver->session->find_statement(text))
-    return start_described(driver, sql, arguments, std::move(known));
-  return start_undescribed(driver, sql, arguments, text);
+  return execute_text(driver, sql, arguments, text);
 }
 
 PyObject* start_execute(driver_object* driver, PyObject* const* given, Py_ssize_t count) {

@@ -210,6 +210,7 @@ ref let_go(operation_object* handle) {
   if (!handle->kept) return {};
   handle->kept = false;
   handle->op->owner = nullptr;
+  forget_arguments(handle);
   return ref::steal(as_object(handle));
 }
 

@@ -107,6 +107,15 @@ PyObject* next_completed_method(PyObject* object, PyObject*) {
   });
 }
 
+PyObject* abandoned_head(PyObject* object, void*) {
+  return PyLong_FromUnsignedLongLong(session_of(object).abandoned_head());
+}
+
+PyObject* cancel_too_old(PyObject* object, PyObject*) {
+  session_of(object).cancel_too_old();
+  Py_RETURN_NONE;
+}
+
 PyObject* cancel_wanted(PyObject* object, PyObject*) {
   return PyLong_FromLong(static_cast<long>(session_of(object).cancel_wanted()));
 }
@@ -193,6 +202,7 @@ PyMethodDef methods[] = {
     {"outbound", outbound, METH_NOARGS, "Takes all the bytes for the server."},
     {"pump", pump, METH_NOARGS, "Makes all the progress that is possible."},
     {"next_completed", next_completed_method, METH_NOARGS, "The oldest finished operation not yet taken, or None."},
+    {"cancel_too_old", cancel_too_old, METH_NOARGS, "A CancelRequest of ours can't strike any more."},
     {"cancel_wanted", cancel_wanted, METH_NOARGS, "NONE, NOW or GRACE."},
     {"cancel_started", cancel_started, METH_NOARGS, "A CancelRequest is under way."},
     {"cancel_ended", cancel_ended, METH_NOARGS, "Its socket has reached its end."},
@@ -205,6 +215,7 @@ PyGetSetDef properties[] = {
     {"transaction_status", transaction_status, nullptr, "'I', 'T' or 'E'; '' before the first ReadyForQuery.", nullptr},
     {"parameters", parameters, nullptr, "A copy of what ParameterStatus has told.", nullptr},
     {"ended", ended, nullptr, "Lost or closed.", nullptr},
+    {"abandoned_head", abandoned_head, nullptr, "The number of the abandoned request that runs; 0 for none.", nullptr},
     {"in_flight", in_flight, nullptr, "Requests started and not finished.", nullptr},
     {"quiet", quiet, nullptr, "Nothing in flight and nothing to send.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};

@@ -61,15 +61,18 @@ class frontend {
 
   frontend& query(std::string_view sql) { return text('Q', sql); }
 
-  frontend& parse(std::string_view name, std::string_view sql) {
-    check(name.size() + sql.size() + 8);
+  // Without parameter types the server infers them.
+  frontend& parse(std::string_view name, std::string_view sql, std::span<const std::uint32_t> parameter_types = {}) {
+    check(name.size() + sql.size() + 8 + 4 * parameter_types.size());
     auto at = begin('P');
     append_string(out_, name);
     append_string(out_, sql);
-    append_uint16(out_, 0);  // no parameter types: the server infers them
+    append_uint16(out_, static_cast<std::uint16_t>(parameter_types.size()));
+    for (const auto type : parameter_types) append_uint32(out_, type);
     return end(at);
   }
 
+  frontend& describe_portal() { return named('D', 'P', {}); }
   frontend& describe_statement(std::string_view name) { return named('D', 'S', name); }
   frontend& close_statement(std::string_view name) { return named('C', 'S', name); }
 

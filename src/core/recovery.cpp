@@ -1,0 +1,119 @@
+// What is done about requests that nobody awaits any more (D6), and about those that failed for no fault of their own:
+// their statement was dropped by the server (D15), or a CancelRequest meant for another struck them.
+#include <algorithm>
+
+#include "core/session.hpp"
+
+namespace pgpoll::core {
+
+// ---- cancelling at the server
+
+namespace {
+
+bool cancellable(const operation& op) {
+  return op.kind == operation::kind::execute || op.kind == operation::kind::prepare ||
+         op.kind == operation::kind::script;
+}
+
+}  // namespace
+
+std::uint64_t session::abandoned_head() const {
+  if (replies_.empty() || state_ == state::ended) return 0;
+  const auto& head = *replies_.front();
+  const bool runs = !head.draining && outbound_.sent_total() > *head.first_byte;
+  return head.op->abandoned && runs && cancellable(*head.op) ? answered_ + 1 : 0;
+}
+
+// While a CancelRequest is on its way no other is wanted; where one came to its end and changed nothing (it came before
+// the backend had begun), another is, in a while.
+cancel_wish session::cancel_wanted() const {
+  if (abandoned_head() == 0) return cancel_wish::none;
+  if (cancelling_ == cancelling::drain) return cancel_wish::grace;
+  if (cancelling_ != cancelling::no) return cancel_wish::none;
+  const bool alone =
+      std::all_of(replies_.begin(), replies_.end(), [](const auto* each) { return each->op->abandoned; });
+  return alone ? cancel_wish::now : cancel_wish::grace;
+}
+
+// One that nobody wished for was sent by hand, for whoever runs.
+void session::cancel_started() {
+  stray_cancel_ = abandoned_head() != 0;
+  if (cancelling_ == cancelling::no || cancelling_ == cancelling::drain) cancelling_ = cancelling::socket_open;
+}
+
+void session::cancel_ended() {
+  if (cancelling_ == cancelling::socket_open) cancelling_ = cancelling::drain;
+}
+
+// The CancelRequest's socket has ended and so has what it was for.
+bool session::may_drain() const {
+  return cancelling_ == cancelling::drain && replies_.empty() && (writer_ == nullptr || !writer_->in_replies);
+}
+
+// ---- a second attempt
+
+namespace {
+
+constexpr std::string_view query_canceled = "57014";
+constexpr std::string_view duplicate_prepared_statement = "42P05";
+constexpr std::string_view invalid_sql_statement_name = "26000";
+constexpr std::string_view feature_not_supported = "0A000";  // "cached plan must not change result type"
+constexpr std::string_view protocol_violation = "08P01";     // another number of parameters, or of columns
+constexpr std::string_view invalid_binary_representation = "22P03";
+
+// Of an error before BindComplete: whether it means that the statement is not what it was when it was described.
+bool is_dropped(std::string_view code, const statement& used) {
+  if (code == invalid_sql_statement_name || code == feature_not_supported) return true;
+  return used.name.empty() && (code == protocol_violation || code == invalid_binary_representation);
+}
+
+}  // namespace
+
+void session::forget(const statement& dropped) {
+  dropped.stale = true;
+  names_may_exist_ = true;
+  if (const auto cached = cache_.find(dropped.sql); cached.get() == &dropped) cache_.erase(dropped.sql);
+}
+
+void session::note_dropped(exchange_promise& p, const server_message& error) {
+  const auto code = error.field('C');
+  if (code == duplicate_prepared_statement) names_may_exist_ = true;
+  const auto& used = p.op->statement;
+  if (p.op->kind == operation::kind::execute && !p.bound && used && is_dropped(code, *used)) forget(*used);
+}
+
+// Once, outside of a transaction, where nothing of the first attempt can have remained.
+bool session::may_run_again(const exchange_promise& p) const {
+  const auto& op = *p.op;
+  const bool kind = op.kind == operation::kind::execute || op.kind == operation::kind::prepare;
+  if (!kind || op.abandoned || op.again || transaction_status_ != 'I' || !p.error || !p.error->server) return false;
+  if (writer_ != nullptr && writer_->op->kind == operation::kind::close) return false;  // nothing follows that
+  const auto code = p.error->server->field('C');
+  if (code == query_canceled && stray_cancel_) {
+    const bool timed_out = p.error->message.find("statement timeout") != std::string::npos;
+    const bool query = op.statement && op.statement->verb == verb::query;
+    return !timed_out && (!p.bound || (query && !p.rows_came));
+  }
+  if (code == duplicate_prepared_statement) return !p.bound;
+  return !p.bound && op.statement && op.statement->stale;
+}
+
+// It waits in front of all that is unsent, behind others of its kind.
+void session::run_again(exchange_promise& p) {
+  const auto op = p.op;
+  detach(p);
+  op->again = true;
+  op->written = false;
+  op->results.clear();
+  if (op->sql.empty() && op->statement) op->sql = op->statement->sql;
+  op->statement = nullptr;
+  auto dialogue = op->kind == operation::kind::prepare ? prepare_statement(op) : execute(op);
+  auto& next = dialogue.handle.promise();
+  next.wait = waiting::write_turn;
+  op->exchange = &next;
+  ++in_flight_;
+  const auto behind = std::find_if(writing_.begin(), writing_.end(), [](const auto* each) { return !each->op->again; });
+  writing_.insert(behind, &next);
+}
+
+}  // namespace pgpoll::core

@@ -2,14 +2,20 @@
 //
 // A state is reached by playing its actions from the beginning, breadth first, so that what breaks a rule is told with
 // the shortest way to it. States whose keys are equal are one: the key holds everything that can still matter.
+//
+//   PGPOLL_EXPLORED=4                       programs of so many requests instead of those of two
+//   PGPOLL_EXPLORED_KINDS=known,script      of these kinds only
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <iostream>
 #include <string>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "world.hpp"
@@ -19,49 +25,46 @@ namespace {
 using namespace pgpoll::test;
 
 struct counts {
-  std::uint64_t programs = 0, states = 0, transitions = 0;
+  std::uint64_t programs = 0, states = 0, finished = 0;
+  std::array<std::uint64_t, actions> taken{};
 };
 
 std::string name_of(const program& made) {
   std::string out;
   for (const auto each : made.kinds) out.append(out.empty() ? "" : ", ").append(name_of(each));
   out.append(", max_pipeline ").append(std::to_string(made.max_pipeline));
+  out.append(", statement_cache_size ").append(std::to_string(made.statement_cache_size));
   return out.append(made.grace ? ", grace" : "");
 }
 
 class explorer {
  public:
-  explicit explorer(const program& made) : program_(made) {}
+  explorer(const program& made, counts& total) : program_(made), total_(total) {}
 
-  // Whether every state keeps the rules; the first that does not is reported.
-  bool explore(counts& total) {
-    ++total.programs;
-    nodes_.push_back({});
+  // To the first state that breaks a rule, which is reported.
+  void explore() {
+    ++total_.programs;
     {
-      world first(program_);
-      nodes_[0].enabled = first.enabled();
-      remember(first);
+      world beginning(program_);
+      discover(beginning, 0, actions);
     }
     for (std::uint32_t at = 0; at < nodes_.size(); ++at) {
       path_to(at);
-      for (unsigned which = 0; which < actions; ++which) {
-        if ((nodes_[at].enabled >> which & 1) == 0) continue;
-        ++total.transitions;
-        if (!step(at, which)) return false;
-      }
+      for (unsigned which = 0; which < actions; ++which)
+        if ((nodes_[at].enabled >> which & 1) != 0 && !step(at, which)) return;
     }
-    total.states += nodes_.size();
-    return true;
+    total_.states += nodes_.size();
   }
 
  private:
   struct node {
     std::uint32_t parent = 0;
     std::uint32_t enabled = 0;
-    std::uint32_t by = 0;
+    unsigned by = 0;
   };
-  struct hash_of_hash {
-    std::size_t operator()(const std::pair<std::uint64_t, std::uint64_t>& key) const { return key.first; }
+  using key = std::pair<std::uint64_t, std::uint64_t>;
+  struct hash_of_key {
+    std::size_t operator()(const key& of) const { return of.first; }
   };
 
   void path_to(std::uint32_t at) {
@@ -70,17 +73,12 @@ class explorer {
   }
 
   bool step(std::uint32_t from, unsigned which) {
+    ++total_.taken[which];
     try {
       world here(program_);
       for (auto each = path_.rbegin(); each != path_.rend(); ++each) here.act(*each);
       here.act(which);
-      if (!remember(here)) return true;
-      node made;
-      made.parent = from;
-      made.by = which;
-      made.enabled = here.enabled();
-      if (made.enabled != 0) nodes_.push_back(made);
-      if (here.finished()) here.expect_usable();
+      if (which < end_of_file) discover(here, from, which);
       return true;
     } catch (const std::exception& error) {
       std::string told;
@@ -90,34 +88,137 @@ class explorer {
     }
   }
 
-  bool remember(const world& here) {
-    here.key(key_);
+  // Enters a state where it is new. Losses are tried once for all states that are the same to them.
+  void discover(world& here, std::uint32_t from, unsigned by) {
+    text_.clear();
+    here.client_key(text_);
+    const bool new_client = remember();
+    here.answers_key(text_);
+    const bool new_answers = remember();
+    here.server_key(text_);
+    if (!remember()) return;
+    auto can = here.enabled();
+    if (!new_client) can &= ~(1u << end_of_file | 1u << reset);
+    if (!new_answers) can &= ~(1u << fatal);
+    nodes_.push_back({from, can, by});
+    if (!here.finished()) return;
+    ++total_.finished;
+    here.expect_usable();
+  }
+
+  bool remember() {
     const std::hash<std::string_view> hash;
-    const auto low = hash(key_);
-    key_ += "the other half";
-    return seen_.emplace(low, hash(key_)).second;
+    const auto size = text_.size();
+    const auto first = hash(text_);
+    text_ += "the other half, or the other key";
+    const auto second = hash(text_);
+    text_.resize(size);
+    return seen_.emplace(first, second).second;
   }
 
   program program_;
+  counts& total_;
   std::vector<node> nodes_;
   std::vector<unsigned> path_;
-  std::string key_;
-  std::unordered_set<std::pair<std::uint64_t, std::uint64_t>, hash_of_hash> seen_;
+  std::string text_;
+  std::unordered_set<key, hash_of_key> seen_;
 };
 
-TEST(explored, probe) {
-  const auto* const list = std::getenv("KINDS");
-  program made;
-  for (std::string_view rest = list; !rest.empty();) {
-    made.kinds.push_back(static_cast<kind>(std::stoi(std::string(rest))));
-    const auto at = rest.find(',');
-    rest = at == std::string_view::npos ? "" : rest.substr(at + 1);
+void report(const std::string& what, const counts& total) {
+  std::uint64_t transitions = 0;
+  std::cout << what << ": " << total.programs << " programs, " << total.states << " states, " << total.finished
+            << " ends;";
+  for (unsigned which = 0; which < actions; ++which) {
+    transitions += total.taken[which];
+    std::cout << ' ' << name_of(action(which)) << ' ' << total.taken[which] << ',';
   }
-  made.halves = std::getenv("HALVES") != nullptr;
-  made.grace = std::getenv("GRACE") != nullptr;
-  counts total;
-  explorer(made).explore(total);
-  std::cout << name_of(made) << ": " << total.states << " states, " << total.transitions << " transitions\n";
+  std::cout << " transitions " << transitions << std::endl;
 }
+
+const std::string usual =
+    "fresh,shared,prepare,fail_parse,fail_late,copy,script,copy_script,command,known,fail_sync,close";
+const std::string few = "fresh,known,copy,script";
+
+bool thorough() {
+  return std::getenv("PGPOLL_EXPLORED") != nullptr;
+}
+
+// The kinds to be combined: those of the environment, or all where it asks for much, or `otherwise`.
+std::vector<kind> kinds_of(const std::string& otherwise) {
+  std::vector<kind> out;
+  const char* const chosen = std::getenv("PGPOLL_EXPLORED_KINDS");
+  const auto list = std::string(",").append(chosen != nullptr ? chosen : otherwise).append(",");
+  for (int i = 0; i < static_cast<int>(kind::kinds); ++i) {
+    const auto name = std::string(",").append(name_of(kind(i))).append(",");
+    if ((chosen == nullptr && thorough()) || list.find(name) != std::string::npos) out.push_back(kind(i));
+  }
+  return out;
+}
+
+int requests_of_environment() {
+  const char* const chosen = std::getenv("PGPOLL_EXPLORED");
+  return chosen == nullptr ? 2 : std::stoi(chosen);
+}
+
+class explored : public testing::TestWithParam<kind> {
+ protected:
+  // Each program whose first request is of the parameter's kind.
+  void explore_all(program made, const std::string& otherwise) {
+    const auto kinds = kinds_of(otherwise);
+    const auto requests = static_cast<std::size_t>(requests_of_environment());
+    if (std::find(kinds.begin(), kinds.end(), GetParam()) == kinds.end()) return;
+    std::vector<std::size_t> others(requests - 1);
+    counts total;
+    for (bool more = true; more && !HasFailure();) {
+      made.kinds = {GetParam()};
+      for (const auto each : others) made.kinds.push_back(kinds[each]);
+      explorer(made, total).explore();
+      more = false;
+      for (auto& each : others) {  // as an odometer
+        more = ++each < kinds.size();
+        if (more) break;
+        each = 0;
+      }
+    }
+    report(name_of(GetParam()), total);
+    EXPECT_GT(total.states, 0u);
+  }
+};
+
+TEST_P(explored, every_interleaving) {
+  program made;
+  made.halves = requests_of_environment() < 4;
+  explore_all(made, usual);
+}
+
+TEST_P(explored, one_at_a_time) {
+  program made;
+  made.max_pipeline = 1;
+  made.halves = false;
+  explore_all(made, few);
+}
+
+TEST_P(explored, a_cache_of_one_statement) {
+  program made;
+  made.statement_cache_size = 1;
+  made.halves = false;
+  explore_all(made, few);
+}
+
+TEST_P(explored, cancelled_by_grace) {
+  program made;
+  made.grace = true;
+  made.halves = false;
+  explore_all(made, few);
+}
+
+std::vector<kind> all_kinds() {
+  std::vector<kind> out;
+  for (int i = 0; i < static_cast<int>(kind::kinds); ++i) out.push_back(kind(i));
+  return out;
+}
+
+INSTANTIATE_TEST_SUITE_P(requests, explored, testing::ValuesIn(all_kinds()),
+                         [](const auto& each) { return std::string(name_of(each.param)); });
 
 }  // namespace

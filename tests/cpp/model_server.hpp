@@ -112,8 +112,6 @@ class model_server {
     for (const auto& each : waiting) out += each.type + each.name + '.' + each.sql + '.' + each.argument + ';';
     out += '|';
     for (const auto& [name, sql] : statements_) out += name + '=' + sql + ';';
-    out += '|';
-    for (const auto& each : answers) out += each;
   }
 
  private:

@@ -77,7 +77,11 @@ class world {
   bool finished() const;     // every request has been started and has its outcome, and nothing is on its way
   void act(unsigned which);
   void expect_usable();  // of a world that is finished
-  void key(std::string& out) const;
+  // All that can still matter, appended: within the client, on the way to it, and at the server. What a loss does
+  // depends on the first alone, and what a fatal error does on the first two.
+  void client_key(std::string& out) const;
+  void answers_key(std::string& out) const;
+  void server_key(std::string& out) const;
 
  private:
   struct request {
@@ -96,6 +100,7 @@ class world {
   void inspect(const frontend_message& got, int head_before);
   void take_outcomes();
   void judge(request& each, const core::operation& op);
+  bool may_be_hit() const;
   bool as_asked(const request& each, const core::operation& op) const;
   void deliver(std::string_view bytes);
   void lose(unsigned how);

@@ -201,6 +201,8 @@ void world::act(unsigned which) {
       auto& each = requests_[which - abandon];
       each.abandoned = true;
       talk_.abandon(*each.op);
+      const auto* const p = each.op->exchange;
+      say(p == nullptr || p->synced || p->sync_waits || p->draining, "abandoned, and its Sync was not written at once");
     }
   }
   settle();

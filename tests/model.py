@@ -2,7 +2,7 @@
 
 Its SQL is a handful of words, and every answer carries the number that was asked with:
 
-    rows 3 of 41        three rows of 41                    fail parse 41     fails at Parse
+    rows 3 of 41        three rows of 41, then some work    fail parse 41     fails at Parse
     echo                its only parameter, an int4         fail bind 41      at Bind
     copy 41             CopyInResponse                      fail execute 41   at Execute, before any row
     tag 41              no rows, the tag "TAG 41"           fail late 41      behind two rows
@@ -35,7 +35,9 @@ class ModelServer:
     bound: str = ""
     arguments: list[bytes | None] = field(default_factory=list)
     skipping: bool = False  # to the next Sync, after an error
-    copying: str = ""  # "extended" or "simple" while CopyData is awaited
+    copying: bool = False  # CopyData is awaited
+    running: bytes = b""  # what is said when the work behind the rows is done
+    script: list[str] | None = None  # what is left of a simple query
     late_failure: str = ""
     cancel: bool = False  # a CancelRequest has come: the next thing that runs is hit
     hits: list[str] = field(default_factory=list)  # what was hit
@@ -49,9 +51,13 @@ class ModelServer:
         self.answer.extend(messages)
 
     def fail(self, error: bytes) -> None:
+        """An error ends a simple query, or all up to the next Sync."""
         self.send(error)
-        self.skipping = True
-        self.late_failure = ""
+        self.late_failure, self.copying, self.running = "", False, b""
+        if self.script is None:
+            self.skipping = True
+        else:
+            self.end_script()
 
     def hit(self, what: str) -> bool:
         """Whether a cancel strikes here; one flag, as the backend's QueryCancelPending."""
@@ -61,7 +67,16 @@ class ModelServer:
             return True
         return False
 
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to work on."""
+        return bool(self.running or self.waiting or (self.script is not None and not self.copying))
+
     def work(self) -> None:
+        if self.running:
+            return self.finish_rows()
+        if self.script is not None and not self.copying:
+            return self.next_statement()
         message = self.waiting.popleft()
         if self.copying:
             return self.end_copy(message)
@@ -72,16 +87,18 @@ class ModelServer:
         step(message)
         return None
 
+    def finish_rows(self) -> None:
+        if self.hit(self.bound):
+            return self.fail(CANCELED)
+        complete, self.running = self.running, b""
+        return self.send(complete)
+
     def end_copy(self, message: FrontendMessage) -> None:
         """Flush and Sync are ignored while data is awaited; a cancel strikes before the next message is read."""
         cancelled = self.hit(self.bound)
         if not cancelled and message.name in ("Sync", "Flush"):
             return
-        simple, self.copying = self.copying == "simple", ""
         self.fail(CANCELED if cancelled else error_response("57014", "COPY from stdin failed"))
-        if simple:
-            self.skipping = False
-            self.send(backend.ready_for_query())
         if cancelled and message.name != "CopyFail":  # that one is ignored where nothing is copied
             self.waiting.appendleft(message)
         elif not cancelled:
@@ -123,13 +140,15 @@ class ModelServer:
         match sql.split():
             case ["rows", count, "of", number]:
                 value = number.encode() if simple else int4(int(number))
-                self.send(*[backend.data_row(value)] * int(count), backend.command_complete(f"SELECT {count}"))
+                self.send(*[backend.data_row(value)] * int(count))
+                self.running = backend.command_complete(f"SELECT {count}")
             case ["echo"]:
-                self.send(backend.data_row(*self.arguments), backend.command_complete("SELECT 1"))
+                self.send(backend.data_row(*self.arguments))
+                self.running = backend.command_complete("SELECT 1")
             case ["tag", number]:
                 self.send(backend.command_complete(f"TAG {number}"))
             case ["copy", _]:
-                self.bound, self.copying = sql, "simple" if simple else "extended"
+                self.copying = True
                 self.send(backend.copy_in_response())
             case ["fail", "late", _]:
                 self.send(*[backend.data_row(int4(1))] * 2)
@@ -156,23 +175,27 @@ class ModelServer:
 
     def on_Query(self, message: FrontendMessage) -> None:
         """Several statements by `;`, up to the first that fails."""
-        sql = message["query"]
-        if self.hit(sql):
-            return self.send(CANCELED, backend.ready_for_query())
-        if not sql:
+        sql = self.bound = message["query"]
+        if not sql and not self.cancel:
             return self.send(backend.empty_query(), backend.ready_for_query())
-        for each in sql.split(";"):
-            if each.startswith(("rows", "fail late")):
-                self.send(backend.row_description("n"))
-            self.run(each, simple=True)
-            if self.copying:
-                return None
-            if self.late_failure:
-                self.fail(failure(self.late_failure))
-            if self.skipping:
-                break
-        self.skipping = False
-        return self.send(backend.ready_for_query())
+        self.script = sql.split(";")
+        return self.fail(CANCELED) if self.hit(sql) else None
+
+    def next_statement(self) -> None:
+        assert self.script is not None
+        if not self.script:
+            return self.end_script()
+        sql = self.script.pop(0)
+        if sql.startswith(("rows", "fail late")):
+            self.send(backend.row_description("n"))
+        self.run(sql, simple=True)
+        if self.late_failure:
+            self.fail(failure(self.late_failure))
+        return None
+
+    def end_script(self) -> None:
+        self.script = None
+        self.send(backend.ready_for_query())
 
     def on_Terminate(self, message: FrontendMessage) -> None:
         self.ended = True

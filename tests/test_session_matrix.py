@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from backend import fatal
+from peers import Memory, options
 from pgpoll import errors
 from script import Run
-from states import ANYWHERE, MESSAGES, states
+from states import ANYWHERE, MESSAGES, held_by_a_cancel, states, terminated
 
 STATES = states()
 CELLS = [(name, kind) for name in STATES for kind in MESSAGES]
@@ -27,6 +31,14 @@ def assert_closed_with_protocol_error(run: Run, kind: str) -> None:
         while error.__cause__ is not None:
             assert isinstance(error.__cause__, errors.Error)
             error = error.__cause__
+
+
+def test_the_matrix_has_every_backend_message() -> None:
+    """As the wire layer knows them, and three bytes that begin none."""
+    header = (Path(__file__).parent.parent / "src" / "wire" / "backend.hpp").read_text()
+    names = re.findall(r"^  (\w+) = '.',$", header, re.MULTILINE)
+    assert len(names) == 24
+    assert {"".join(map(str.capitalize, name.split("_"))) for name in names} == set(list(MESSAGES)[:24])
 
 
 @pytest.mark.parametrize(("name", "kind"), CELLS)
@@ -77,3 +89,31 @@ def test_garbage_type_bytes_at_every_state(name: str) -> None:
         run.client.eof()
         run.client.pump()
         run.assert_ended()
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_nothing_matters_behind_terminate(kind: str) -> None:
+    """Whatever still comes is dropped; what begins no message ends it early. The connection is closed either way."""
+    run = Run(Memory(options())).play(terminated(), 99)
+    run.deliver(MESSAGES[kind])
+    assert run.client.ended == kind.startswith("message")
+    run.client.eof()
+    run.client.pump()
+    run.assert_ended()
+    assert run.outcome("close").kind == "gives"
+
+
+@pytest.mark.parametrize("kind", MESSAGES)
+def test_what_arrives_while_bind_waits_for_a_cancel(kind: str) -> None:
+    """It is looked at once the CancelRequest's socket has ended; a fatal error is told, a violation closes."""
+    run = Run(Memory(options())).play(held_by_a_cancel(), 99)
+    run.deliver(MESSAGES[kind])
+    assert not run.operations["a"].done()
+    run.client.cancel_ended()
+    run.client.pump()
+    run.drain()
+    assert run.client.ended != (kind in ANYWHERE | {"BindComplete", "ErrorResponse"})
+    run.client.eof()
+    run.client.pump()
+    run.assert_ended()
+    assert run.outcome("a").kind == "raises"

@@ -1,13 +1,16 @@
 """U2: whatever is started, abandoned, cancelled and failed in whatever order, each request gets its own answer.
 
 Random programs against a server that keeps the protocol's rules; every answer carries the number that was asked with.
-A failure names its seed: `PGPOLL_SEEDS=17 pytest tests/test_session_model.py` replays one, `=0:5000` runs many.
+A failure names its seed: `PGPOLL_MODEL_SEEDS=17 pytest tests/test_session_model.py` replays one, `=0:5000` runs many;
+`python tests/test_session_model.py 0:100000` does so alone, and counts.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,12 +20,23 @@ from dialogues.asynchronous import NOISE
 from model import ModelServer
 from peers import options
 from pgpoll import core, errors
-from script import plain
+from script import error_of, plain
 
-SEEDS = os.environ.get("PGPOLL_SEEDS", "0:300")
-FIRST, _, LAST = SEEDS.partition(":")
 ACTIONS = 120
+BLOCK = 50  # seeds in one test
+# Every tenth program cancels an abandoned head though somebody waits behind it. Whether that one may get the 57014.
+GRACE_EVERY = 10
+INNOCENT_MAY_BE_HIT = True
 KINDS = ["new", "known", "echo", "echo", "script", "command", "prepare", "bad", "fail", "fail"]
+
+
+def seeds_of(text: str) -> range:
+    """ "17" is one seed, "0:300" the first 300."""
+    first, _, last = text.partition(":")
+    return range(int(first), int(last) if last else int(first) + 1)
+
+
+SEEDS = seeds_of(os.environ.get("PGPOLL_MODEL_SEEDS", "0:2000"))
 
 
 @dataclass
@@ -45,10 +59,12 @@ class Program:
     asked: list[Asked] = field(default_factory=list)
     on_the_way: bytearray = field(default_factory=bytearray)  # to the client
     cancelling: str = ""  # "sent", "struck"
+    cancels: int = 0
     handed: list[core.Operation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.choose = random.Random(self.seed)
+        self.grace = self.seed % GRACE_EVERY == GRACE_EVERY - 1
         pipeline, cache = self.choose.choice([1, 2, 1000]), self.choose.choice([1, 3, 100])
         self.client = core.Session(options(max_pipeline=pipeline, statement_cache_size=cache))
         self.client.start_connect()
@@ -56,6 +72,11 @@ class Program:
     # What a caller does.
 
     def start(self) -> None:
+        """One task, or many at once."""
+        for _ in range(self.choose.choice([1, 1, 1, 1, 1, 1, 1, 12])):
+            self.start_one()
+
+    def start_one(self) -> None:
         number = len(self.asked) + 1000
         kind = self.choose.choice(KINDS)
         count = self.choose.choice([0, 1, 2, 30])
@@ -116,7 +137,8 @@ class Program:
         self.server.feed(bytes(self.client.outbound()))
 
     def work(self) -> None:
-        if self.server.waiting:
+        slow = self.server.running and not self.server.cancel and self.choose.random() < 0.95
+        if self.server.busy and not slow:
             self.server.work()
         for message in self.server.answer:
             if self.choose.random() < 0.03:
@@ -140,8 +162,9 @@ class Program:
             self.client.cancel_ended()
             self.client.pump()
             self.cancelling = ""
-        elif self.client.cancel_wanted() == core.NOW:
+        elif self.client.cancel_wanted() in (core.NOW, core.GRACE if self.grace else core.NOW):
             self.client.cancel_started()
+            self.cancels += 1
             self.cancelling = "sent"
 
     def drain(self) -> None:
@@ -155,8 +178,11 @@ class Program:
         weights = [6, 6, 20, 14, 2, 4]
         for _ in range(ACTIONS):
             self.choose.choices(steps, weights)[0]()
-            if self.choose.random() < 0.005:
+            if self.choose.random() < 0.02:
                 self.abandon_all()
+        self.finish()
+
+    def finish(self) -> None:
         for _ in range(20_000):
             if all(each.operation.done() for each in self.asked) and not self.busy():
                 break
@@ -166,7 +192,7 @@ class Program:
             self.cancel()
 
     def busy(self) -> bool:
-        return bool(self.on_the_way or self.server.waiting or self.server.answer or self.cancelling)
+        return bool(self.on_the_way or self.server.busy or self.server.answer or self.cancelling)
 
     def judge(self) -> None:
         assert not self.client.ended, "the session ended"
@@ -175,8 +201,12 @@ class Program:
             if each.abandoned:
                 continue
             assert sum(each.operation is done for done in self.handed) == 1, f"request {place} was not handed out once"
-            assert matches(each.operation, each.expected), f"request {place}: {each.expected}"
-        assert all(hit == "" or self.was_abandoned(hit) for hit in self.server.hits), self.server.hits
+            right = matches(each.operation, each.expected)
+            assert right or self.may_be_hit(each.operation), f"request {place}: {each.expected}"
+        assert self.grace or all(hit == "" or self.was_abandoned(hit) for hit in self.server.hits), self.server.hits
+
+    def may_be_hit(self, operation: core.Operation) -> bool:
+        return INNOCENT_MAY_BE_HIT and self.grace and getattr(error_of(operation), "sqlstate", None) == "57014"
 
     def was_abandoned(self, sql: str) -> bool:
         return any(each.abandoned for each in self.asked if each.operation.sql == sql)
@@ -194,19 +224,44 @@ def matches(operation: core.Operation, expected: object) -> bool:
     return bool(value == expected)
 
 
-@pytest.mark.parametrize("seed", range(int(FIRST), int(LAST or int(FIRST) + 1)))
-def test_every_request_gets_its_own_answer(seed: int) -> None:
+def play(seed: int) -> Program:
+    """One program to its end, and one request more, which shows that the connection is usable."""
     program = Program(seed)
     program.run()
     program.judge()
-    last = program.client.start_execute("echo", (424242,))
-    program.asked = [Asked(last, ([(424242,)], "SELECT 1"))]
-    for _ in range(5000):
-        if last.done():
-            break
-        program.send()
-        program.work()
-        program.receive()
-        program.cancel()
-    assert last.done(), "the connection is not usable"
-    assert matches(last, program.asked[0].expected)
+    program.ask(program.client.start_execute("echo", (424242,)), ([(424242,)], "SELECT 1"))
+    program.finish()
+    program.judge()
+    return program
+
+
+@pytest.mark.parametrize("first", SEEDS[::BLOCK])
+def test_every_request_gets_its_own_answer(first: int) -> None:
+    for seed in range(first, min(first + BLOCK, SEEDS.stop)):
+        try:
+            play(seed)
+        except BaseException as error:
+            error.add_note(f"PGPOLL_MODEL_SEEDS={seed} replays this program")
+            raise
+
+
+def main() -> None:
+    counts: Counter[str] = Counter()
+    for seed in seeds_of(sys.argv[1]):
+        try:
+            program = play(seed)
+        except AssertionError as error:
+            counts["mismatches"] += 1
+            print(f"seed {seed}: {error}", flush=True)
+            continue
+        counts["programs"] += 1
+        counts["requests"] += len(program.asked)
+        counts["abandoned"] += sum(each.abandoned for each in program.asked)
+        counts["cancels"] += program.cancels
+        counts["hits"] += len(program.server.hits)
+        counts["hits of a drain"] += program.server.hits.count("")
+    print(dict(counts, mismatches=counts["mismatches"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "backend.hpp"
+
 namespace {
 
 using namespace pgpoll;
@@ -17,47 +19,8 @@ using core::failure;
 using core::operation;
 using core::operation_ptr;
 using core::session;
+using namespace pgpoll::test;
 
-// Backend messages.
-
-std::string int16(int value) {
-  std::string out;
-  wire::append_uint16(out, static_cast<std::uint16_t>(value));
-  return out;
-}
-std::string int32(std::int64_t value) {
-  std::string out;
-  wire::append_uint32(out, static_cast<std::uint32_t>(value));
-  return out;
-}
-std::string text(const std::string& value) {
-  return value + '\0';
-}
-std::string message(char type, const std::string& body = {}) {
-  return type + int32(static_cast<std::int64_t>(body.size()) + 4) + body;
-}
-std::string ready(char status = 'I') {
-  return message('Z', std::string(1, status));
-}
-std::string started() {
-  return message('R', int32(0)) + message('S', text("server_version") + text("18.0")) +
-         message('K', int32(4711) + "abcd") + ready();
-}
-std::string described(const std::string& name) {
-  return message('1') + message('t', int16(0)) +
-         message('T', int16(1) + text(name) + int32(0) + int16(0) + int32(23) + int16(4) + int32(-1) + int16(0));
-}
-std::string row(int value) {
-  return message('D', int16(1) + int32(4) + int32(value));
-}
-std::string selected(int first, int count) {
-  std::string out = message('2');
-  for (int i = 0; i < count; ++i) out += row(first + i);
-  return out + message('C', text("SELECT " + std::to_string(count)));
-}
-std::string server_error(const std::string& code, const std::string& severity = "ERROR") {
-  return message('E', "S" + text(severity) + "V" + text(severity) + "C" + text(code) + "M" + text("failed") + '\0');
-}
 const std::string noise = message('N', "S" + text("NOTICE") + "M" + text("note") + '\0') +
                           message('S', text("TimeZone") + text("UTC")) + message('A', int32(1) + text("c") + text(""));
 

@@ -1,0 +1,222 @@
+// Every interleaving of send, reply, error, cancel and loss, for a few requests at once.
+//
+// A state is reached by playing its actions from the beginning, breadth first, so that what breaks a rule is told with
+// the shortest way to it. States whose keys are equal are one: the key holds everything that can still matter.
+//
+//   PGPOLL_EXPLORED=3                       programs of so many requests of all kinds, instead of two of the usual ones
+//   PGPOLL_EXPLORED_KINDS=known,script      of these kinds only
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstdlib>
+#include <functional>
+#include <iostream>
+#include <string>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "world.hpp"
+
+namespace {
+
+using namespace pgpoll::test;
+
+struct counts {
+  std::uint64_t programs = 0, states = 0, finished = 0;
+  std::array<std::uint64_t, actions> taken{};
+};
+
+std::string name_of(const program& made) {
+  std::string out;
+  for (const auto each : made.kinds) out.append(out.empty() ? "" : ", ").append(name_of(each));
+  out.append(", max_pipeline ").append(std::to_string(made.max_pipeline));
+  out.append(", statement_cache_size ").append(std::to_string(made.statement_cache_size));
+  return out.append(made.grace ? ", grace" : "");
+}
+
+class explorer {
+ public:
+  explorer(const program& made, counts& total) : program_(made), total_(total) {}
+
+  // To the first state that breaks a rule, which is reported.
+  void explore() {
+    ++total_.programs;
+    {
+      world beginning(program_);
+      discover(beginning, 0, actions);
+    }
+    for (std::uint32_t at = 0; at < nodes_.size(); ++at) {
+      path_to(at);
+      for (unsigned which = 0; which < actions; ++which)
+        if ((nodes_[at].enabled >> which & 1) != 0 && !step(at, which)) return;
+    }
+    total_.states += nodes_.size();
+  }
+
+ private:
+  struct node {
+    std::uint32_t parent = 0;
+    std::uint32_t enabled = 0;
+    unsigned by = 0;
+  };
+  using key = std::pair<std::uint64_t, std::uint64_t>;
+  struct hash_of_key {
+    std::size_t operator()(const key& of) const { return of.first; }
+  };
+
+  void path_to(std::uint32_t at) {
+    path_.clear();
+    for (; at != 0; at = nodes_[at].parent) path_.push_back(nodes_[at].by);
+  }
+
+  bool step(std::uint32_t from, unsigned which) {
+    ++total_.taken[which];
+    try {
+      world here(program_);
+      for (auto each = path_.rbegin(); each != path_.rend(); ++each) here.act(*each);
+      here.act(which);
+      if (which < end_of_file) discover(here, from, which);
+      return true;
+    } catch (const std::exception& error) {
+      std::string told;
+      for (auto each = path_.rbegin(); each != path_.rend(); ++each) told.append(name_of(action(*each))).append(", ");
+      ADD_FAILURE() << error.what() << "\n  " << name_of(program_) << "\n  " << told << name_of(action(which));
+      return false;
+    }
+  }
+
+  // Enters a state where it is new. Losses are tried once for all states that are the same to them.
+  void discover(world& here, std::uint32_t from, unsigned by) {
+    text_.clear();
+    here.client_key(text_);
+    const bool new_client = remember();
+    here.answers_key(text_);
+    const bool new_answers = remember();
+    here.server_key(text_);
+    if (!remember()) return;
+    auto can = here.enabled();
+    if (!new_client) can &= ~(1u << end_of_file | 1u << reset);
+    if (!new_answers) can &= ~(1u << fatal);
+    nodes_.push_back({from, can, by});
+    if (!here.finished()) return;
+    ++total_.finished;
+    here.expect_usable();
+  }
+
+  bool remember() {
+    const std::hash<std::string_view> hash;
+    const auto size = text_.size();
+    const auto first = hash(text_);
+    text_ += "the other half, or the other key";
+    const auto second = hash(text_);
+    text_.resize(size);
+    return seen_.emplace(first, second).second;
+  }
+
+  program program_;
+  counts& total_;
+  std::vector<node> nodes_;
+  std::vector<unsigned> path_;
+  std::string text_;
+  std::unordered_set<key, hash_of_key> seen_;
+};
+
+void report(const std::string& what, const counts& total) {
+  std::uint64_t transitions = 0;
+  std::cout << what << ": " << total.programs << " programs, " << total.states << " states, " << total.finished
+            << " ends;";
+  for (unsigned which = 0; which < actions; ++which) {
+    transitions += total.taken[which];
+    std::cout << ' ' << name_of(action(which)) << ' ' << total.taken[which] << ',';
+  }
+  std::cout << " transitions " << transitions << std::endl;
+}
+
+const char* const usual =
+    "fresh,shared,prepare,fail_parse,fail_late,copy,script,copy_script,command,known,fail_sync,close";
+const char* const few = "fresh,known,copy,script";
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool sanitized = true;  // ten times slower
+#else
+constexpr bool sanitized = false;
+#endif
+
+// The kinds to be combined: those that the environment names, or all where it asks for much, or `otherwise`.
+std::vector<kind> kinds_of(const char* otherwise) {
+  std::vector<kind> out;
+  const char* const chosen = std::getenv("PGPOLL_EXPLORED_KINDS");
+  const bool all = chosen == nullptr && std::getenv("PGPOLL_EXPLORED") != nullptr;
+  const auto list = std::string(",").append(chosen != nullptr ? chosen : otherwise).append(",");
+  for (int i = 0; i < static_cast<int>(kind::kinds); ++i) {
+    const auto name = std::string(",").append(name_of(kind(i))).append(",");
+    if (all || list.find(name) != std::string::npos) out.push_back(kind(i));
+  }
+  return out;
+}
+
+std::size_t requests_of_environment() {
+  const char* const chosen = std::getenv("PGPOLL_EXPLORED");
+  return chosen == nullptr ? 2 : std::stoul(chosen);
+}
+
+// Each program whose first request is of the parameter's kind.
+void explore_all(kind first, const std::vector<kind>& kinds, program made) {
+  std::vector<std::size_t> others(requests_of_environment() - 1);
+  counts total;
+  for (bool more = true; more && !testing::Test::HasFailure();) {
+    made.kinds = {first};
+    for (const auto each : others) made.kinds.push_back(kinds[each]);
+    explorer(made, total).explore();
+    more = false;
+    for (auto& each : others) {  // as an odometer
+      more = ++each < kinds.size();
+      if (more) break;
+      each = 0;
+    }
+  }
+  report(name_of(first), total);
+}
+
+class explored : public testing::TestWithParam<kind> {};
+
+TEST_P(explored, every_interleaving) {
+  program made;
+  made.halves = !sanitized && requests_of_environment() < 4;
+  explore_all(GetParam(), kinds_of(sanitized ? few : usual), made);
+}
+
+// The same in other settings, for fewer kinds.
+class explored_otherwise : public testing::TestWithParam<kind> {
+ protected:
+  static void explore(program made) {
+    made.halves = false;
+    explore_all(GetParam(), kinds_of(sanitized ? "known,copy" : few), made);
+  }
+};
+
+TEST_P(explored_otherwise, one_at_a_time) {
+  program made;
+  made.max_pipeline = 1;
+  explore(made);
+}
+
+TEST_P(explored_otherwise, a_cache_of_one_statement) {
+  program made;
+  made.statement_cache_size = 1;
+  explore(made);
+}
+
+TEST_P(explored_otherwise, cancelled_by_grace) {
+  program made;
+  made.grace = true;
+  explore(made);
+}
+
+const auto name_of_kind = [](const auto& each) { return std::string(name_of(each.param)); };
+INSTANTIATE_TEST_SUITE_P(first, explored, testing::ValuesIn(kinds_of(sanitized ? few : usual)), name_of_kind);
+INSTANTIATE_TEST_SUITE_P(first, explored_otherwise, testing::ValuesIn(kinds_of(few)), name_of_kind);
+
+}  // namespace

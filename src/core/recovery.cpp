@@ -30,8 +30,9 @@ cancel_wish session::cancel_wanted() const {
   if (abandoned_head() == 0) return cancel_wish::none;
   if (cancelling_ == cancelling::drain) return cancel_wish::grace;
   if (cancelling_ != cancelling::no) return cancel_wish::none;
-  const bool alone =
-      std::all_of(replies_.begin(), replies_.end(), [](const auto* each) { return each->op->abandoned; });
+  const bool alone = std::all_of(replies_.begin(), replies_.end(), [](const auto* each) {
+    return each->op->abandoned || each->op->kind == operation::kind::close;  // which doesn't wait for such
+  });
   return alone ? cancel_wish::now : cancel_wish::grace;
 }
 
@@ -103,7 +104,6 @@ void session::run_again(exchange_promise& p) {
   const auto op = p.op;
   detach(p);
   op->again = true;
-  op->written = false;
   op->results.clear();
   if (op->sql.empty() && op->statement) op->sql = op->statement->sql;
   op->statement = nullptr;

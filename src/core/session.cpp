@@ -190,7 +190,7 @@ void session::finish(exchange_promise& p, enum operation::state outcome, failure
   const auto first_byte = p.first_byte;
   detach(p);
   op->exchange = nullptr;
-  op->written = first_byte && outbound_.sent_total() > *first_byte;
+  op->written = op->again || (first_byte && outbound_.sent_total() > *first_byte);
   if (op->kind == operation::kind::close) {  // however it went, the connection is closed
     outcome = operation::state::succeeded;
     error = nullptr;

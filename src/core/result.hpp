@@ -161,6 +161,7 @@ struct operation {
   bool abandoned = false;   // nobody waits any more
   statement_ptr statement;  // execute and prepare: the description
   std::vector<raw_result> results;       // execute: one; script: one a statement
+  std::uint64_t reply_bytes = 0;         // so far, whole messages; asynchronous ones are not of the reply
   failure_ptr error;                     // where failed
   void* owner = nullptr;                 // the face's handle; the core never looks at it
   exchange_promise* exchange = nullptr;  // its dialogue while that lasts

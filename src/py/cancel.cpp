@@ -2,6 +2,7 @@
 // which it tells by itself: the peer's end of stream, a failure, close_fd() or deallocation.
 #include "py/connection.hpp"
 #include "py/errors.hpp"
+#include "py/observing.hpp"
 
 namespace pgpoll::py {
 namespace {
@@ -26,6 +27,7 @@ bool end(cancel_object* self) {
   if (--connection->cancels != 0 || connection->base.generation != fork_generation()) return true;
   connection->client->session().cancel_ended();
   connection->client->session().pump();  // the request's end may have come before the socket's
+  stamp(&connection->base);
   connection->base.unflushed = true;
   return give_notice(connection);
 }

@@ -3,6 +3,7 @@
 #include "py/connection.hpp"
 #include "py/errors.hpp"
 #include "py/observing.hpp"
+#include "py/trace.hpp"
 
 namespace pgpoll::py {
 namespace {
@@ -122,6 +123,7 @@ PyObject* start_cancel(connection_object* self) {
   auto client = std::make_unique<net::client>(core::settings{}, std::vector<net::address>{*peer});
   client->session().start_cancel(*session.key());
   client->start();
+  if (!trace_if_asked(*client)) PyErr_WriteUnraisable(as_object(self));  // it matters more that it is sent
   auto* cancel = reinterpret_cast<cancel_object*>(the_cancel_type->tp_alloc(the_cancel_type, 0));
   if (cancel == nullptr) return nullptr;
   cancel->client = client.release();

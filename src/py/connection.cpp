@@ -7,6 +7,7 @@
 #include "py/observing.hpp"
 #include "py/operation.hpp"
 #include "py/settings.hpp"
+#include "py/trace.hpp"
 
 namespace pgpoll::py {
 namespace {
@@ -33,6 +34,7 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject* names) {
     std::vector<net::address> addresses;
     if (!read_settings(options, settings) || !read_addresses(options, addresses)) return nullptr;
     auto client = std::make_unique<net::client>(std::move(settings), std::move(addresses));
+    if (!trace_if_asked(*client)) return nullptr;
     auto* self = reinterpret_cast<connection_object*>(type->tp_alloc(type, 0));
     if (self == nullptr) return nullptr;
     self->client = client.release();

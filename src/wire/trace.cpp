@@ -107,9 +107,9 @@ class fields {
   std::int32_t unwritten_int32() { return body_.int32(); }
   void end() const { body_.end(); }
 
-  // ErrorResponse and NoticeResponse. A DETAIL may be a row of a table.
+  // ErrorResponse and NoticeResponse. DETAIL may quote a row, the context (W) a parameter.
   void message() {
-    for (char field = byte(); field != '\0'; field = byte()) string(field != 'D' || show_values_);
+    for (char field = byte(); field != '\0'; field = byte()) string((field != 'D' && field != 'W') || show_values_);
   }
 
  private:

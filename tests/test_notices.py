@@ -1,6 +1,5 @@
 """on_notice: each notice of the server, in connect's context, in order; and floods of them (row 37 of the faults)."""
 
-# ruff: noqa: PT012 - what raises is the end of a block
 from __future__ import annotations
 
 import asyncio
@@ -103,7 +102,7 @@ async def test_all_of_an_ordinary_number_in_order(dsn: str) -> None:
     async with pgpoll.connect(dsn, on_notice=lambda each: got.append(each.message)) as conn:
         await conn.execute(raising(5000))
         async with asyncio.timeout(10):
-            while len(got) < 5000:
+            while len(got) < 5000:  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0)
     assert got == [str(i) for i in range(1, 5001)]
 
@@ -230,7 +229,7 @@ async def test_f37_a_flood_of_notices(callback: bool, caplog: pytest.LogCaptureF
         assert resident() - before < 32 << 20
         heartbeat.task.cancel()
         assert heartbeat.worst < 0.05
-        while conn._core.take_notices(1000):
+        while conn._core.take_notices(1000):  # noqa: ASYNC110 - the loop hands over meanwhile
             await asyncio.sleep(0)
         dropped = conn._core.notices_dropped
         if callback:

@@ -57,7 +57,7 @@ TEST(Trace, WhatHasNoType) {
 
 TEST(Trace, FrontendMessages) {
   EXPECT_EQ(from_frontend('Q', "select 1\0"s), "F\t13\tQuery\t \"select 1\"\n");
-  EXPECT_EQ(from_frontend('P', "s\0select $1\0\0\1\0\0\0\x17"s), "F\t23\tParse\t \"s\" \"select $1\" 1 23\n");
+  EXPECT_EQ(from_frontend('P', "s\0select $1\0\0\1\0\0\0\x17"s), "F\t22\tParse\t \"s\" \"select $1\" 1 23\n");
   EXPECT_EQ(from_frontend('D', "Ss\0"s), "F\t7\tDescribe\t S \"s\"\n");
   EXPECT_EQ(from_frontend('C', "P\0"s), "F\t6\tClose\t P \"\"\n");
   EXPECT_EQ(from_frontend('E', "\0\0\0\0\x05"s), "F\t9\tExecute\t \"\" 5\n");
@@ -79,9 +79,9 @@ TEST(Trace, ValuesAreMaskedUnlessTheyAreAskedFor) {
   EXPECT_EQ(from_backend('A', notification), "B\t24\tNotificationResponse\t 7 \"channel\" \"SSSS\"\n");
   EXPECT_EQ(from_backend('A', notification, true), "B\t24\tNotificationResponse\t 7 \"channel\" \"payload\"\n");
   const auto error = "SERROR\0Mno\0DKey (a)=(1)\0Wparameter $1 = '1'\0\0"s;
-  EXPECT_EQ(from_backend('E', error), "B\t48\tErrorResponse\t S \"ERROR\" M \"no\" D \"SSSS\" W \"SSSS\" \\x00\n");
+  EXPECT_EQ(from_backend('E', error), "B\t49\tErrorResponse\t S \"ERROR\" M \"no\" D \"SSSS\" W \"SSSS\" \\x00\n");
   EXPECT_EQ(from_backend('N', error, true),
-            "B\t48\tNoticeResponse\t S \"ERROR\" M \"no\" D \"Key (a)=(1)\" W \"parameter $1 = '1'\" \\x00\n");
+            "B\t49\tNoticeResponse\t S \"ERROR\" M \"no\" D \"Key (a)=(1)\" W \"parameter $1 = '1'\" \\x00\n");
 }
 
 TEST(Trace, BackendMessages) {
@@ -143,7 +143,9 @@ TEST(Trace, AnyPiecesGiveTheSameLines) {
   const auto whole = begun().received(bytes);
   for (std::size_t cut = 0; cut <= bytes.size(); ++cut) {
     auto it = begun();
-    EXPECT_EQ(it.received(bytes.substr(0, cut)) + it.received(bytes.substr(cut)), whole);
+    auto lines = it.received(bytes.substr(0, cut));
+    lines += it.received(bytes.substr(cut));
+    EXPECT_EQ(lines, whole);
   }
   auto it = begun();
   std::string lines;

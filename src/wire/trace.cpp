@@ -40,9 +40,9 @@ class fields {
     out_ += ' ' + std::to_string(value);
     return value;
   }
-  std::int32_t int32(bool shown = true) {
+  std::int32_t int32() {
     const auto value = body_.int32();
-    out_ += shown ? ' ' + std::to_string(value) : " NNNN";
+    out_ += ' ' + std::to_string(value);
     return value;
   }
   char byte() {
@@ -124,7 +124,7 @@ void write_untyped(fields& out, std::int32_t code) {
   out.int16();
   if (code == cancel_request) {
     out.int32();
-    out.left() == 4 ? void(out.int32(false)) : out.rest(false);
+    out.rest(false);
   } else if (code != ssl_request) {
     while (out.left() > 1) out.string();
     out.skip(1);
@@ -247,7 +247,7 @@ void write_backend(fields& out, backend type) {
     case backend::backend_key_data:
       out.name("BackendKeyData");
       out.int32();
-      out.left() == 4 ? void(out.int32(false)) : out.rest(false);
+      out.rest(false);
       return;
     case backend::command_complete:
       out.name("CommandComplete");

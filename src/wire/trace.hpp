@@ -4,8 +4,8 @@
 //   B	4	ParseComplete
 //
 // that is: F for the frontend's, B for the backend's; the length; the name; the fields, each behind a space. What a
-// password or a key could be learnt from is never shown: libpq's own masks of "regress mode" stand in its place (NNNN
-// for a number, "SSSS" for a string, 'BBBB' for bytes). Parameters, columns' values, COPY data, payloads and the DETAIL
+// password or a key could be learnt from is never shown: libpq's own masks of "regress mode" stand in its place
+// ("SSSS" for a string, 'BBBB' for bytes). Parameters, columns' values, COPY data, payloads and the DETAIL
 // and context of errors are masked too, unless they are asked for.
 //
 // Other than libpq's, a line is always one: control characters in strings are written as \x0a. And a message whose

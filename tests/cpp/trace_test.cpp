@@ -49,7 +49,7 @@ TEST(Trace, WhatHasNoType) {
             "F\t8\tSSLRequest\t 1234 5679\nF\t18\tStartupMessage\t 3 0 \"user\" \"ann\"\n");
   bytes.clear();
   frontend(bytes).cancel_request(4711, "\x01\x02\x03\x04");
-  EXPECT_EQ(tracer().sent(bytes), "F\t16\tCancelRequest\t 1234 5678 4711 NNNN\n");
+  EXPECT_EQ(tracer().sent(bytes), "F\t16\tCancelRequest\t 1234 5678 4711 'BBBB'\n");
   bytes.clear();
   frontend(bytes).cancel_request(4711, std::string(32, 'k'));
   EXPECT_EQ(tracer().sent(bytes), "F\t44\tCancelRequest\t 1234 5678 4711 'BBBB'\n");
@@ -122,7 +122,7 @@ TEST(Trace, SecretsAreNeverShown) {
     EXPECT_EQ(it.received(message('R', "\0\0\0\0"s)), "B\t8\tAuthenticationOk\n");
     EXPECT_EQ(it.received(message('R', "\0\0\0\x63what"s)), "B\t12\tUnknown authentication message\t 'BBBB'\n");
     EXPECT_EQ(it.sent(message('p', "secret")), "F\t10\tUnknownAuthenticationResponse\t 'BBBB'\n");
-    EXPECT_EQ(it.received(message('K', "\0\0\0\x07kkkk"s)), "B\t12\tBackendKeyData\t 7 NNNN\n");
+    EXPECT_EQ(it.received(message('K', "\0\0\0\x07kkkk"s)), "B\t12\tBackendKeyData\t 7 'BBBB'\n");
     EXPECT_EQ(it.received(message('K', "\0\0\0\x07"s + std::string(32, 'k'))), "B\t40\tBackendKeyData\t 7 'BBBB'\n");
   }
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import logging
 import os
 import pathlib
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -264,10 +266,10 @@ def test_the_loop_is_closed(dsn: str, seen: Seen) -> None:
 # -- those that wait in the line
 
 
-async def in_line(conn: pgpoll.Connection, request: Any) -> asyncio.Task[Any]:
+async def in_line(conn: pgpoll.Connection, request: Any, place: int = 1) -> asyncio.Task[Any]:
     """The request as a task of a stranger, waiting for our transaction."""
     task = contextvars.Context().run(asyncio.create_task, request)
-    await until(lambda: conn._driver.blocks.waiting == 1)
+    await until(lambda: conn._driver.blocks.waiting == place)
     return task
 
 
@@ -714,6 +716,26 @@ def test_sync_a_callback_that_is_interrupted(dsn: str) -> None:
         assert conn._core.in_flight == 0
 
 
+async def test_what_observes_is_let_go(dsn: str) -> None:
+    """Nothing of the connection outlives it, whichever way its requests have ended."""
+    seen = Seen()
+    gone = weakref.ref(seen)
+    async with pgpoll.connect(dsn, on_request=seen, on_notice=seen.__contains__) as conn:
+        async with conn.transaction():
+            task = await in_line(conn, conn.execute("select 7"))
+            with pytest.raises(pgpoll.QueryTimeout):
+                await (await in_line(conn, conn.execute("select 8", timeout=0.01), 2))
+        await task
+        with pytest.raises(pgpoll.QueryTimeout):
+            await conn.execute("select pg_sleep(60)", timeout=0.01)
+    with pgpoll.sync.connect(dsn, on_request=seen) as other:
+        other.execute("select 1")
+    assert len(seen) == 6
+    del conn, other, seen, task
+    gc.collect()
+    assert gone() is None
+
+
 # -- max_queued
 
 
@@ -727,6 +749,17 @@ async def test_max_queued(dsn: str) -> None:
             await until(lambda: conn._core.in_flight == 3)
         assert await asyncio.gather(*asked) == [1, 1, 1]
         assert conn.transaction_status == "I"
+
+
+async def test_max_queued_counts_those_that_wait_for_a_transaction(dsn: str) -> None:
+    async with pgpoll.connect(dsn, max_queued=2) as conn:
+        async with conn.transaction():
+            waiting = [contextvars.Context().run(asyncio.create_task, conn.fetchval(f"select {i}")) for i in range(4)]
+            await until(lambda: sum(task.done() for task in waiting) == 2)
+            assert await conn.fetchval("select 7") == 7
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert outcomes[:2] == [0, 1]
+    assert [type(each) for each in outcomes[2:]] == [pgpoll.BusyError] * 2
 
 
 @pytest.mark.parametrize("wrong", [0, -1, "3", True, 1.5])

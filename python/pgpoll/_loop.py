@@ -60,7 +60,7 @@ class Driver:
     def __init__(self, options: conninfo.Options, observers: Observers) -> None:
         self.loop = asyncio.get_running_loop()
         self.core = core.Connection(options, pipeline=True, max_queued=options.max_queued or 0)
-        self.blocks = Blocks(self.core, self)
+        self.blocks = Blocks(self.core, self, options.max_queued)
         self._thread = threading.get_ident()
         self._pid = os.getpid()
         self._socket = Registration(self.loop, self.core._on_readable, self.core._on_writable)
@@ -139,7 +139,7 @@ class Driver:
             if error is not turn.error:
                 self.blocks.give_up(turn)
             if observed is not None:
-                observed.left(error)
+                observed.left(turn, error)
             if expiry is not None:
                 expiry.cancel()
             raise
@@ -278,7 +278,7 @@ class Driver:
 
     def _failed(self, callback: str, error: BaseException) -> None:
         """A callback has raised: as one of the loop's own."""
-        if isinstance(error, (SystemExit, KeyboardInterrupt)):
+        if isinstance(error, (SystemExit, KeyboardInterrupt)) and not self.loop.is_closed():
             self.loop.call_soon(_raise, error)
         else:
             message = f"Exception in {callback} of a pgpoll connection"

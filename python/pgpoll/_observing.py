@@ -105,7 +105,7 @@ class InLine:
     It takes the place of the turn's `start`. Where the turn ends without an operation, `left` says so.
     """
 
-    __slots__ = ("_context", "_core", "_queued", "_sql", "_start", "_turn")
+    __slots__ = ("_context", "_core", "_queued", "_sql", "_start")
 
     def __init__(self, connection: core.Connection, turn: Turn, sql: str | core.PreparedStatement) -> None:
         queued = connection._observed_at()
@@ -114,16 +114,15 @@ class InLine:
         self._queued = queued
         self._sql = sql
         self._context = copy_context()
-        self._turn = turn
         self._start = turn.start
         turn.start = self
 
     def __call__(self) -> core.Operation[Any]:
         return self._context.run(self._core._start_observed, self._queued, self._start)
 
-    def left(self, error: BaseException) -> None:
-        """Its caller gets this error."""
-        if self._turn.operation is None:
+    def left(self, turn: Turn, error: BaseException) -> None:
+        """The turn's caller gets this error."""
+        if turn.operation is None:
             self._core._note(self._sql, self._queued, error, self._context)
 
 

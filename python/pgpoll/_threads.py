@@ -48,7 +48,7 @@ class Driver:
 
     def __init__(self, options: conninfo.Options, observers: Observers) -> None:
         self.core = core.Connection(options, pipeline=True, max_queued=options.max_queued or 0)
-        self.blocks = Blocks(self.core, self)
+        self.blocks = Blocks(self.core, self, options.max_queued)
         self.mutex = threading.RLock()
         self._changed = threading.Condition(self.mutex)
         self._watched: list[tuple[core.Operation[Any], Callable[[], None]]] = []
@@ -166,7 +166,7 @@ class Driver:
             if error is not turn.error:
                 self.blocks.give_up(turn)
             if observed is not None:
-                observed.left(error)
+                observed.left(turn, error)
             raise
         assert turn.operation is not None
         return turn.operation

@@ -48,7 +48,7 @@ class Options(NamedTuple):
     max_pipeline: int = 1000
     """Requests on the wire without their answers; 1 never pipelines."""
     max_queued: int | None = None
-    """Requests in flight and queued; one more raises BusyError. None has no limit."""
+    """Requests in flight, queued, and waiting for a transaction; one more raises BusyError. None has no limit."""
     connect_timeout: float | None = None
     """Seconds for connecting, all addresses together; None has no limit."""
     lookup_failures: tuple[str, ...] = ()

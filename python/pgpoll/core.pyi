@@ -82,6 +82,8 @@ Descriptors. fileno() is -1 without a socket. poll() never closes one that may b
 socket stays open until the poll() after the one that changed it, so a new socket always has a new number. After the
 end the descriptor stays open until close_fd(), or deallocation; unregister it first.
 
+Tracing. With PGPOLL_TRACE=path in the environment a Connection appends every message to that file; docs/observing.md.
+
 Nothing here starts a thread or a timer, or looks up a name: a host name left unresolved raises InterfaceError. One call
 of poll() computes for at most 5 ms and receives a bounded number of bytes. Use in the child of a fork raises
 InterfaceError, and nothing is ever sent there. A connection dropped without close sends Terminate and warns with

@@ -152,7 +152,7 @@ def test_sync_all_come_before_the_verb_returns(dsn: str) -> None:
 
     def listen(each: Notice) -> None:
         got.append(each.message)
-        time.sleep(0.006)  # longer than a slice
+        time.sleep(0.021)  # longer than a slice
 
     with pgpoll.sync.connect(dsn, on_notice=listen) as conn:
         conn.execute(raising(5))

@@ -268,7 +268,9 @@ class Driver:
 
     def _notices_came(self) -> None:
         """Hand them over, but never for long: the loop goes on in between."""
-        if self._notices.hand_over(SLICE_SECONDS) and not self._handing_over and not self.loop.is_closed():
+        if self._handing_over:  # in this turn of the loop already, or in the next
+            return
+        if self._notices.hand_over(SLICE_SECONDS) and not self.loop.is_closed():
             self._handing_over = True
             self.loop.call_soon(self._hand_over_more, context=_EMPTY.copy())
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Notice", "Observers", "RequestRecord"]
 
-SLICE_SECONDS = 0.005
+SLICE_SECONDS = 0.01
 _AT_A_TIME = 20
 
 _log = logging.getLogger("pgpoll")

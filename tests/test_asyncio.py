@@ -90,7 +90,7 @@ class _Resolving(asyncio.SelectorEventLoop):
 
 
 def test_names_are_looked_up_by_the_loop(dsn: str) -> None:
-    options = {"port": urllib.parse.urlsplit(dsn).port, "user": "postgres", "dbname": "postgres"}
+    options: dict[str, Any] = {"port": urllib.parse.urlsplit(dsn).port, "user": "postgres", "dbname": "postgres"}
 
     async def main() -> list[Any]:
         async with pgpoll.connect(host="somewhere.invalid", **options) as conn:
@@ -110,7 +110,7 @@ def test_names_are_looked_up_by_the_loop(dsn: str) -> None:
 
 async def test_two_addresses_refuse_then_one_lives(dsn: str) -> None:
     port = urllib.parse.urlsplit(dsn).port
-    hosts = {"host": "127.0.0.2,127.0.0.3,127.0.0.1", "port": f"1,1,{port}"}
+    hosts: dict[str, Any] = {"host": "127.0.0.2,127.0.0.3,127.0.0.1", "port": f"1,1,{port}"}
     for _ in range(3):
         async with pgpoll.connect(user="postgres", dbname="postgres", **hosts) as conn:
             assert await asyncio.wait_for(conn.fetchval("select 1"), 5) == 1

@@ -45,6 +45,7 @@ class Driven:
             asyncio.get_running_loop,
             (asyncio.Task, PyTask),
             self.changed,
+            lambda: self.core.take_notices(),
             CancelledError,
         )
 

@@ -37,6 +37,7 @@ from pgpoll.errors import (
 
 if TYPE_CHECKING:
     from pgpoll import conninfo, core, sync
+    from pgpoll._observing import Notice, RequestRecord
     from pgpoll._values import Interval, RawJson
     from pgpoll.connection import Connection, Transaction, connect
     from pgpoll.core import Column, Record, Result
@@ -56,12 +57,14 @@ __all__ = [
     "InternalError",
     "Interval",
     "NotSupportedError",
+    "Notice",
     "OperationalError",
     "ProgrammingError",
     "ProtocolError",
     "QueryTimeout",
     "RawJson",
     "Record",
+    "RequestRecord",
     "Result",
     "Statement",
     "Transaction",
@@ -77,8 +80,10 @@ _HOMES = {
     "Column": "core",
     "Connection": "connection",
     "Interval": "_values",
+    "Notice": "_observing",
     "RawJson": "_values",
     "Record": "core",
+    "RequestRecord": "_observing",
     "Result": "core",
     "Statement": "statement",
     "Transaction": "connection",

@@ -76,9 +76,10 @@ def _outcome(operations: tuple[core.Operation[Any], ...]) -> tuple[str, Exceptio
 class Blocks:
     """The stack and the line of one connection."""
 
-    def __init__(self, connection: core.Connection, engine: Engine) -> None:
+    def __init__(self, connection: core.Connection, engine: Engine, max_queued: int | None = None) -> None:
         self.stack: list[Block] = []
         self.closing = False
+        self._max_queued = max_queued
         self._core = connection
         self._engine = engine
         self._line: dict[Turn, None] = {}
@@ -114,9 +115,11 @@ class Blocks:
             )
 
     def line_up(self, turn: Turn) -> None:
-        """Let it wait for its turn. Raises InterfaceError where the connection takes no more."""
+        """Let it wait for its turn. Raises InterfaceError where the connection takes no more, BusyError for now."""
         if self.closing and not any(self.inside(turn)):
             raise errors.InterfaceError("the connection is closing")
+        if self._max_queued is not None and (queued := len(self._line) + self._core.in_flight) >= self._max_queued:
+            raise errors.BusyError(f"client is busy: {queued} requests are queued")
         self._line[turn] = None
 
     @property

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pgpoll import conninfo, core, errors
 from pgpoll._blocks import Blocks
 from pgpoll._flows import Flow, Lookup, resolve
+from pgpoll._observing import SLICE_SECONDS, InLine, Notices, Observers, RequestRecord
 from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS, CancelRequest, Registration
 from pgpoll._turns import Block, Control, Turn, carried
 from pgpoll._watch import Watch
@@ -56,10 +57,10 @@ class Driver:
 
     cancelled_error = CancelledError
 
-    def __init__(self, options: conninfo.Options) -> None:
+    def __init__(self, options: conninfo.Options, observers: Observers) -> None:
         self.loop = asyncio.get_running_loop()
-        self.core = core.Connection(options, pipeline=True)
-        self.blocks = Blocks(self.core, self)
+        self.core = core.Connection(options, pipeline=True, max_queued=options.max_queued or 0)
+        self.blocks = Blocks(self.core, self, options.max_queued)
         self._thread = threading.get_ident()
         self._pid = os.getpid()
         self._socket = Registration(self.loop, self.core._on_readable, self.core._on_writable)
@@ -73,6 +74,11 @@ class Driver:
         self._patience: asyncio.TimerHandle | None = None
         self._why = ""  # set where we end it by ourselves
         self._over = False
+        self._observed = observers.on_request is not None
+        if self._observed:
+            self.core._observe(observers.on_request, RequestRecord, partial(self._failed, "on_request"), True)
+        self._notices = Notices(self.core, observers.on_notice, self._failed)
+        self._handing_over = False
         self.core._attach(
             self.loop,
             self.loop.call_soon,
@@ -80,6 +86,7 @@ class Driver:
             asyncio.get_running_loop,
             _TASK_TYPES,
             self._changed,
+            self._notices_came,
             CancelledError,
         )
 
@@ -107,7 +114,13 @@ class Driver:
         if (running := asyncio._get_running_loop()) is not self.loop:
             raise errors.InterfaceError(f"the connection belongs to {self.loop!r}, not to the running loop {running!r}")
 
-    async def request(self, start: Callable[[], core.Operation[T]], via: Block | None, timeout: float | None) -> T:
+    async def request(
+        self,
+        start: Callable[[], core.Operation[T]],
+        via: Block | None,
+        timeout: float | None,
+        sql: str | core.PreparedStatement,
+    ) -> T:
         """The result of the operation that `start` starts, when it is this request's turn."""
         self.check_loop()
         if self.blocks.admits(via, current_task(), carried()):
@@ -120,6 +133,7 @@ class Driver:
         woken: Future[core.Waiter[T]] = self.loop.create_future()
         turn.wake = partial(self._started, turn, woken)
         self.blocks.line_up(turn)
+        observed = InLine(self.core, turn, sql) if self._observed else None
         self._be_patient()
         expiry = _Expiry(self, timeout, woken) if timeout is not None else None
         try:
@@ -127,6 +141,8 @@ class Driver:
         except BaseException as error:
             if error is not turn.error:
                 self.blocks.give_up(turn)
+            if observed is not None:
+                observed.left(turn, error)
             if expiry is not None:
                 expiry.cancel()
             raise
@@ -251,6 +267,28 @@ class Driver:
         self._why = why
         self.terminate()
 
+    # -- who observes
+
+    def _notices_came(self) -> None:
+        """Hand them over, but never for long: the loop goes on in between."""
+        if self._handing_over:  # in this turn of the loop already, or in the next
+            return
+        if self._notices.hand_over(SLICE_SECONDS) and not self.loop.is_closed():
+            self._handing_over = True
+            self.loop.call_soon(self._hand_over_more, context=_EMPTY.copy())
+
+    def _hand_over_more(self) -> None:
+        self._handing_over = False
+        self._notices_came()
+
+    def _failed(self, callback: str, error: BaseException) -> None:
+        """A callback has raised: as one of the loop's own."""
+        if isinstance(error, (SystemExit, KeyboardInterrupt)) and not self.loop.is_closed():
+            self.loop.call_soon(_raise, error)
+        else:
+            message = f"Exception in {callback} of a pgpoll connection"
+            self.loop.call_exception_handler({"message": message, "exception": error})
+
     # -- the socket
 
     def _changed(self, flags: int) -> None:
@@ -271,6 +309,7 @@ class Driver:
             if timer is not None:
                 timer.cancel()
         self._deadline = self._patience = self._grace = self._stray = None
+        self.core._report()  # where the loop was not there to be told
         if not self.loop.is_closed():
             self.blocks.lost(self._why)
             if self._closed is not None and not self._closed.done():
@@ -416,15 +455,16 @@ class _Expiry:
             awaited.set_exception(error)
 
 
-async def connect(dsn: str | None, params: dict[str, Any]) -> Driver:
+async def connect(dsn: str | None, params: dict[str, Any], observers: Observers) -> Driver:
     """A Driver whose connection is ready, in `connect_timeout` seconds."""
+    observers = observers.checked()
     options = conninfo.parse(dsn, **params)
     seconds = options.connect_timeout
     if seconds is None:
-        return await _connect(options)
+        return await _connect(options, observers)
     try:
         async with asyncio.timeout(seconds) as limit:
-            return await _connect(options)
+            return await _connect(options, observers)
     except TimeoutError as error:
         if not limit.expired():
             raise
@@ -433,8 +473,8 @@ async def connect(dsn: str | None, params: dict[str, Any]) -> Driver:
         raise timed_out from error
 
 
-async def _connect(options: conninfo.Options) -> Driver:
-    driver = Driver(await run(resolve(options)))
+async def _connect(options: conninfo.Options, observers: Observers) -> Driver:
+    driver = Driver(await run(resolve(options)), observers)
     await driver.start()
     return driver
 
@@ -467,6 +507,10 @@ async def _look_up(step: Lookup | Control) -> Any:
 def _set(future: Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _never() -> core.Operation[Any]:

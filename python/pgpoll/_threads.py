@@ -16,12 +16,16 @@ import os
 import select
 import socket
 import threading
+from contextvars import copy_context
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import core, errors
 from pgpoll._blocks import Blocks
 from pgpoll._flows import Flow, Lookup, resolve
+from pgpoll._observing import SLICE_SECONDS as NOTICES_SECONDS
+from pgpoll._observing import InLine, Notices, Observers, RequestRecord
 from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS
 from pgpoll._turns import Block, Control, Turn
 
@@ -43,9 +47,9 @@ _log = logging.getLogger("pgpoll")
 class Driver:
     """What drives one core.Connection for blocking callers. But for `cancel` and `terminate`, under its mutex."""
 
-    def __init__(self, options: conninfo.Options) -> None:
-        self.core = core.Connection(options, pipeline=True)
-        self.blocks = Blocks(self.core, self)
+    def __init__(self, options: conninfo.Options, observers: Observers) -> None:
+        self.core = core.Connection(options, pipeline=True, max_queued=options.max_queued or 0)
+        self.blocks = Blocks(self.core, self, options.max_queued)
         self.mutex = threading.RLock()
         self._changed = threading.Condition(self.mutex)
         self._watched: list[tuple[core.Operation[Any], Callable[[], None]]] = []
@@ -56,6 +60,10 @@ class Driver:
         self._close: core.Operation[Any] | None = None
         self._why = ""  # set where we end it by ourselves
         self._pid = os.getpid()
+        self._observed = observers.on_request is not None
+        if self._observed:
+            self.core._observe(observers.on_request, RequestRecord, partial(_failed, "on_request"), False)
+        self._notices = Notices(self.core, observers.on_notice, _failed)
 
     @property
     def ours(self) -> bool:
@@ -68,22 +76,34 @@ class Driver:
         """As `request`, of an execute without a timeout: nothing to wait for but the server, as a rule."""
         with self.mutex:
             if not (self.blocks.stack or self._watched or self._cancel or self._stray or self._driving):
-                operation = self.core.start_execute(sql, args, want)
-                self._driving = True
+                operation = None
                 try:
+                    operation = self.core.start_execute(sql, args, want)
+                    self._driving = True
                     while not self.core.wait(operation, SLICE_SECONDS):
-                        pass
+                        if self.core._news:
+                            self._driving = False
+                            self._notices.hand_over(NOTICES_SECONDS)
+                            self._driving = True
                     self._driving = False
+                    if self.core._news:
+                        self._tell_all()
                     return operation.result()
                 except BaseException:
                     self._driving = False
-                    if not operation.done():
+                    if operation is not None and not operation.done():
                         self._interrupt(operation)
                     self._settle()
                     raise
-        return self.request(lambda: self.core.start_execute(sql, args, want), None, None)
+        return self.request(lambda: self.core.start_execute(sql, args, want), None, None, sql)
 
-    def request(self, begin: Callable[[], core.Operation[T]], via: Block | None, timeout: float | None) -> T:
+    def request(
+        self,
+        begin: Callable[[], core.Operation[T]],
+        via: Block | None,
+        timeout: float | None,
+        sql: str | core.PreparedStatement,
+    ) -> T:
         """The result of the operation that `begin` starts, when it is this request's turn."""
         deadline = None if timeout is None else monotonic() + timeout
         with _Held(self, deadline, timeout):
@@ -93,7 +113,7 @@ class Driver:
                 if self.blocks.admits(via, threading.current_thread(), ()):
                     operation = begin()
                 else:
-                    operation = self._wait_for_turn(begin, via, deadline, timeout)
+                    operation = self._wait_for_turn(begin, via, deadline, timeout, sql)
                 self._drive(operation, deadline, timeout)
             except BaseException:
                 if operation is not None and not operation.done():
@@ -101,6 +121,7 @@ class Driver:
                 raise
             finally:
                 self._settle()
+            self._tell_all()
             return operation.result()
 
     def run(self, flow: Flow[T], timeout: float | None = None) -> T:
@@ -128,19 +149,28 @@ class Driver:
         return Control(block, via, threading.current_thread(), monotonic(), commit=commit)
 
     def _wait_for_turn(
-        self, begin: Callable[[], core.Operation[Any]], via: Block | None, deadline: float | None, timeout: float | None
+        self,
+        begin: Callable[[], core.Operation[Any]],
+        via: Block | None,
+        deadline: float | None,
+        timeout: float | None,
+        sql: str | core.PreparedStatement,
     ) -> core.Operation[Any]:
-        turn = Turn(begin, via, threading.current_thread(), monotonic())
+        turn = Turn(begin, via, threading.current_thread(), monotonic(), context=copy_context())
         turn.wake = self._changed.notify_all
         self.blocks.line_up(turn)
+        observed = InLine(self.core, turn, sql) if self._observed else None
         try:
             while not turn.decided:
                 self._wait(turn, None, deadline, timeout)
-        except BaseException:
-            self.blocks.give_up(turn)
+            if turn.error is not None:
+                raise turn.error
+        except BaseException as error:
+            if error is not turn.error:
+                self.blocks.give_up(turn)
+            if observed is not None:
+                observed.left(turn, error)
             raise
-        if turn.error is not None:
-            raise turn.error
         assert turn.operation is not None
         return turn.operation
 
@@ -175,6 +205,7 @@ class Driver:
         while not operation.done():
             self._wait_in_core(operation, _left(deadline, timeout))
             self._grant_wish()
+            self._notices.hand_over(NOTICES_SECONDS)
 
     def _wait_in_core(self, operation: core.Operation[Any], seconds: float) -> None:
         self._driving = True
@@ -198,7 +229,10 @@ class Driver:
         self.terminate()
 
     def _settle(self) -> None:
-        """Tell the blocks what is done, and everyone where the connection has ended."""
+        """Tell who observes and the blocks what is done, and everyone where the connection has ended."""
+        if self.core._news:
+            self.core._report()
+            self._notices.hand_over(NOTICES_SECONDS)
         finished = [each for each in self._watched if each[0].done()]
         if finished:
             self._watched = [each for each in self._watched if not each[0].done()]
@@ -210,6 +244,11 @@ class Driver:
             self._watched.clear()
             self.blocks.lost(self._why)
             self._changed.notify_all()
+
+    def _tell_all(self) -> None:
+        """Tell who observes all that there is, before a verb returns."""
+        self.core._report()
+        self._notices.hand_over(None)
 
     # -- cancelling
 
@@ -415,6 +454,13 @@ def _left(deadline: float | None, timeout: float | None, at_most: float = SLICE_
     if (left := deadline - monotonic()) <= 0:
         raise _timed_out(timeout)
     return min(left, at_most)
+
+
+def _failed(callback: str, error: BaseException) -> None:
+    """A callback has raised."""
+    if not isinstance(error, Exception):
+        raise error
+    _log.error("exception in %s of a pgpoll connection", callback, exc_info=error)
 
 
 def _timed_out(timeout: float | None) -> errors.QueryTimeout:

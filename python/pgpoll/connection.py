@@ -22,15 +22,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import _flows, _loop
 from pgpoll._facts import Facts
+from pgpoll._observing import Observers
 from pgpoll._turns import Block, begin_command, caller
 from pgpoll.core import RESULT, ROW, ROWS, VALUE
 from pgpoll.statement import Statement
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from types import TracebackType
 
     from pgpoll import core
+    from pgpoll._observing import Notice, RequestRecord
 
 T = TypeVar("T")
 
@@ -82,11 +84,11 @@ class Verbs(Facts):
         The values are str or None, as the server writes them. As with psql, the statements are one transaction unless
         they say otherwise. `timeout` is in seconds.
         """
-        return await self._driver.request(partial(self._core.start_script, sql), self._via, timeout)
+        return await self._driver.request(partial(self._core.start_script, sql), self._via, timeout, sql)
 
     async def prepare(self, sql: str, /, *, timeout: float | None = None) -> Statement:
         """Prepare one statement: its parameters' and columns' types, and verbs to run it. `timeout` is in seconds."""
-        prepared = await self._driver.request(partial(self._core.start_prepare, sql), self._via, timeout)
+        prepared = await self._driver.request(partial(self._core.start_prepare, sql), self._via, timeout, sql)
         return Statement(self, prepared)
 
     def transaction(
@@ -110,7 +112,7 @@ class Verbs(Facts):
     async def _execute(
         self, sql: str | core.PreparedStatement, args: tuple[Any, ...], want: core.Want[T], timeout: float | None
     ) -> T:
-        return await self._driver.request(lambda: self._core.start_execute(sql, args, want), self._via, timeout)
+        return await self._driver.request(lambda: self._core.start_execute(sql, args, want), self._via, timeout, sql)
 
 
 class Connection(Verbs):
@@ -259,16 +261,29 @@ class Connecting(Coroutine[Any, Any, Connection]):
             await connection.__aexit__(kind, error, traceback)
 
 
-def connect(dsn: str | None = None, /, **params: Any) -> Connecting:
+def connect(
+    dsn: str | None = None,
+    /,
+    *,
+    on_request: Callable[[RequestRecord], object] | None = None,
+    on_notice: Callable[[Notice], object] | None = None,
+    **params: Any,
+) -> Connecting:
     """Connect to a server: `await connect(...)`, or `async with connect(...) as conn`.
 
     `dsn` is `postgresql://...` or `key=value ...`; `params` and what neither says are as in `pgpoll.conninfo.parse`.
     Names are looked up by the loop's resolver, addresses are tried in turn: in `connect_timeout` seconds altogether.
     Raises InterfaceError for wrong options, OperationalError where no server could be reached or it refused,
     QueryTimeout where the time ran out.
+
+    `on_request` is called with a RequestRecord for each request, whatever its outcome, before the task that awaits it
+    goes on, and in the context that the request was made in. Requests are the verbs' and a transaction's own commands;
+    what was refused as misuse before it was queued is none. `on_notice` is called with a Notice for each that the
+    server sends, in the context of this call; without it they go to the logger `pgpoll.notice`. Neither is awaited.
+    What they raise goes to the loop's exception handler. Both may use the connection: start tasks, terminate it.
     """
-    return Connecting(_connect(dsn, params))
+    return Connecting(_connect(dsn, params, Observers(on_request, on_notice)))
 
 
-async def _connect(dsn: str | None, params: dict[str, Any]) -> Connection:
-    return Connection(await _loop.connect(dsn, params))
+async def _connect(dsn: str | None, params: dict[str, Any], observers: Observers) -> Connection:
+    return Connection(await _loop.connect(dsn, params, observers))

@@ -28,7 +28,7 @@ from pgpoll._error_bases import InterfaceError, OperationalError
 
 __all__ = ["Address", "Options", "Secret", "parse", "resolve", "saslprep", "unresolved", "with_addresses"]
 
-OWN_KEYWORDS = ("statement_cache_size", "max_pipeline")
+OWN_KEYWORDS = ("statement_cache_size", "max_pipeline", "max_queued")
 MAX_PIPELINE = 1000
 
 
@@ -48,6 +48,8 @@ class Options(NamedTuple):
     """Prepared statements kept, of at most 4 MiB of text; 0 keeps none: for poolers in transaction mode."""
     max_pipeline: int = MAX_PIPELINE
     """Requests on the wire without their answers; 1 never pipelines."""
+    max_queued: int | None = None
+    """Requests in flight, queued, and waiting for a transaction; one more raises BusyError. None has no limit."""
     connect_timeout: float | None = None
     """Seconds for connecting, all addresses together; None has no limit."""
     lookup_failures: tuple[str, ...] = ()
@@ -72,8 +74,8 @@ def parse(dsn: str | None = None, /, **params: Any) -> Options:
     """The Options, names not looked up yet.
 
     `dsn` is `postgresql://...` or `key=value ...`. `params` are libpq's keywords (`database` is `dbname`), pgpoll's own
-    `statement_cache_size` (100), `max_pipeline` (1000) and `connect_timeout` (seconds; None or 0: no limit), and server
-    settings of type str, bool or int; None is as if not given. Raises InterfaceError.
+    `statement_cache_size` (100), `max_pipeline` (1000), `max_queued` (None: no limit) and `connect_timeout` (seconds;
+    None or 0: no limit), and server settings of type str, bool or int; None is as if not given. Raises InterfaceError.
     """
     dsn = _hide(dsn, params)
     try:
@@ -111,6 +113,7 @@ def _parse(dsn: str | None, params: dict[str, Any]) -> Options:
         startup_parameters=_startup_parameters(user, values, _settings(params)),
         statement_cache_size=_count("statement_cache_size", own.get("statement_cache_size"), 0, 100),
         max_pipeline=_count("max_pipeline", own.get("max_pipeline"), 1, MAX_PIPELINE),
+        max_queued=_count("max_queued", own["max_queued"], 1, 1) if own.get("max_queued") is not None else None,
         connect_timeout=_seconds(values.get("connect_timeout")),
     )
 

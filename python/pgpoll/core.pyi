@@ -82,6 +82,8 @@ Descriptors. fileno() is -1 without a socket. poll() never closes one that may b
 socket stays open until the poll() after the one that changed it, so a new socket always has a new number. After the
 end the descriptor stays open until close_fd(), or deallocation; unregister it first.
 
+Tracing. With PGPOLL_TRACE=path in the environment a Connection appends every message to that file; docs/observing.md.
+
 Nothing here starts a thread or a timer, or looks up a name: a host name left unresolved raises InterfaceError. One call
 of poll() computes for at most 5 ms and receives a bounded number of bytes. Use in the child of a fork raises
 InterfaceError, and nothing is ever sent there. A connection dropped without close sends Terminate and warns with
@@ -335,8 +337,11 @@ class _Driver:
 
         Until then a request that it hit in place of the abandoned one runs again, where that is safe.
         """
-    def take_notices(self) -> list[dict[str, str]]:
-        """The notices since the last call, the latest 1,000: each a dict of the protocol's field codes."""
+    def take_notices(self, at_most: int | None = None, /) -> list[dict[str, str]]:
+        """The oldest notices not yet taken, all of them or so many: each a dict of the protocol's field codes.
+
+        10,000 are kept, of 1 MiB altogether; what comes while there is no room is dropped and counted.
+        """
     @property
     def transaction_status(self) -> str:
         """What the last ReadyForQuery said: "I", "T" or "E"; "" before the first."""
@@ -355,7 +360,7 @@ class _Driver:
 
 @final
 class Connection(_Driver):
-    """One connection. `max_queued` bounds the requests in flight and queued; 0 does not."""
+    """One connection. `max_queued` bounds the requests in flight and queued, start_command()'s aside; 0 does not."""
 
     def __new__(cls, options: _Options, *, pipeline: bool = False, max_queued: int = 0) -> Self: ...
     def start_cancel(self) -> Cancel:
@@ -372,8 +377,11 @@ class Connection(_Driver):
     def wait(self, operation: Operation, seconds: float, /) -> bool:
         """Poll and wait until `operation` is done, or for so many seconds, with the GIL free. Whether it is done.
 
-        An exception of a signal's handler is raised here; the operation goes on.
+        Returns early where notices have come. An exception of a signal's handler is raised here; the operation goes on.
         """
+    @property
+    def notices_dropped(self) -> int:
+        """How many notices there was no room for."""
     @property
     def backend_pid(self) -> int:
         """0 before it is known."""
@@ -391,13 +399,37 @@ class Connection(_Driver):
         get_running_loop: Callable[[], object],
         task_types: tuple[type, ...],
         on_change: Callable[[int], object],
+        on_notices: Callable[[], object],
         cancelled_error: type[BaseException],
     ) -> None:
         """Let an event loop drive it, by its functions.
 
         `on_change` gets WAIT_READ, WAIT_WRITE and CLOSED, when they or the descriptor changed, and whenever
-        cancel_wanted() is not NONE.
+        cancel_wanted() is not NONE. `on_notices` is called when there are some to take, before replies are handed out.
         """
+    def _observe(
+        self,
+        on_request: Callable[[Any], object] | None,
+        make_record: Callable[..., object],
+        on_failure: Callable[[BaseException], object],
+        at_once: bool,
+        /,
+    ) -> None:
+        """Call `on_request` with a record of every request from now on; see src/py/observing.hpp.
+
+        With `at_once` when the outcome is known, else within `_report()`; always in the request's context.
+        `on_failure` gets what it raises.
+        """
+    def _report(self) -> None: ...
+    def _observed_at(self) -> float | None:
+        """The time where somebody observes."""
+    def _start_observed(self, queued: float, start: Callable[[], Operation[_T]], /) -> Operation[_T]:
+        """`start()`, whose request was made at that time."""
+    def _note(self, sql: str | PreparedStatement, queued: float, error: BaseException, context: Context, /) -> None:
+        """Record a request that was never started."""
+    @property
+    def _news(self) -> bool:
+        """Whether notices wait to be taken, or somebody observes."""
     @overload
     def _execute(self, sql: str | PreparedStatement, args: tuple[Any, ...], /) -> Waiter[Result[Any]]: ...
     @overload
@@ -436,3 +468,4 @@ class Session(_Driver):
 def _record(names: tuple[str, ...], values: tuple[Any, ...], /) -> Record: ...
 def _encode(type_oid: int, value: object, /) -> bytes | None: ...
 def _decode(type_oid: int, data: bytes, /) -> Any: ...
+def _trace(chunks: list[tuple[Literal["F", "B"], bytes]], show_values: bool, /) -> str: ...

@@ -27,6 +27,8 @@ Sources: PEP 249; PostgreSQL manual, appendix "PostgreSQL Error Codes" and "Erro
 
 from __future__ import annotations
 
+from typing import Any
+
 from pgpoll import _sqlstate
 from pgpoll._error_bases import (
     BusyError,
@@ -101,15 +103,21 @@ def make_server_error(fields: dict[str, str], *, lost: bool = False) -> Database
     if lost or severity in ("FATAL", "PANIC"):
         kind = _fatal(kind)
     error = kind(fields.get("M", ""))
-    attributes = error.__dict__
-    if severity:
+    error.__dict__.update(field_attributes(fields))
+    return error
+
+
+def field_attributes(fields: dict[str, str]) -> dict[str, Any]:
+    """The fields of an ErrorResponse or NoticeResponse by the names of our attributes; all but the message."""
+    attributes: dict[str, Any] = {}
+    if severity := fields.get("V") or fields.get("S"):
         attributes["severity"] = severity
     for code, value in fields.items():
         if (name := _TEXT_FIELDS.get(code)) is not None:
             attributes[name] = value
         elif (name := _NUMBER_FIELDS.get(code)) is not None:
             attributes[name] = _number(value)
-    return error
+    return attributes
 
 
 _TEXT_FIELDS = {

@@ -25,15 +25,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pgpoll import conninfo
 from pgpoll._facts import Facts
 from pgpoll._flows import Flow, finish, leave, start
+from pgpoll._observing import Observers
 from pgpoll._threads import Driver, resolved
 from pgpoll._turns import Block, begin_command, caller
 from pgpoll.core import RESULT, ROW, ROWS, VALUE
 from pgpoll.statement import Described, R
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from pgpoll import core
+    from pgpoll._observing import Notice, RequestRecord
 
 T = TypeVar("T")
 
@@ -68,11 +71,12 @@ class _Verbs(Facts):
 
     def executescript(self, sql: str, /, *, timeout: float | None = None) -> list[core.Result]:
         """See pgpoll.Connection.executescript."""
-        return self._driver.request(partial(self._core.start_script, sql), self._via, timeout)
+        return self._driver.request(partial(self._core.start_script, sql), self._via, timeout, sql)
 
     def prepare(self, sql: str, /, *, timeout: float | None = None) -> Statement:
         """See pgpoll.Connection.prepare."""
-        return Statement(self, self._driver.request(partial(self._core.start_prepare, sql), self._via, timeout))
+        start = partial(self._core.start_prepare, sql)
+        return Statement(self, self._driver.request(start, self._via, timeout, sql))
 
     def transaction(
         self, *, isolation: str | None = None, readonly: bool | None = None, deferrable: bool | None = None
@@ -89,7 +93,7 @@ class _Verbs(Facts):
     ) -> T:
         if timeout is None and self._via is None:
             return self._driver.execute(sql, args, want)
-        return self._driver.request(lambda: self._core.start_execute(sql, args, want), self._via, timeout)
+        return self._driver.request(lambda: self._core.start_execute(sql, args, want), self._via, timeout, sql)
 
 
 class Connection(_Verbs):
@@ -207,14 +211,24 @@ class Statement(Described[R]):
         return self._verbs._execute(self._prepared, args, VALUE, timeout)
 
 
-def connect(dsn: str | None = None, /, **params: Any) -> Connection:
+def connect(
+    dsn: str | None = None,
+    /,
+    *,
+    on_request: Callable[[RequestRecord], object] | None = None,
+    on_notice: Callable[[Notice], object] | None = None,
+    **params: Any,
+) -> Connection:
     """Connect to a server, blocking. Parameters and errors as for `pgpoll.connect`.
 
-    The operating system's name lookup can't be interrupted by `connect_timeout`, but its time counts.
+    The operating system's name lookup can't be interrupted by `connect_timeout`, but its time counts. `on_request` and
+    `on_notice` are called within the verb, in its thread, and may use the connection; what they raise is logged by the
+    logger `pgpoll`, but for KeyboardInterrupt and the like, which the verb raises.
     """
+    observers = Observers(on_request, on_notice).checked()
     options = conninfo.parse(dsn, **params)
     timeout = options.connect_timeout
     deadline = None if timeout is None else monotonic() + timeout
-    driver = Driver(resolved(options))
+    driver = Driver(resolved(options), observers)
     driver.connect(deadline, timeout)
     return Connection(driver)

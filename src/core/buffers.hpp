@@ -59,7 +59,7 @@ class inbound_bytes {
   }
 
  private:
-  static constexpr std::size_t header_size = 5;
+  static constexpr auto header_size = wire::header_size;
   static constexpr std::size_t kept = std::size_t{1} << 20;  // a larger buffer is given back once empty
 
   // The size of the next message with its type byte, 0 where it is not all here.

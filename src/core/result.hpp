@@ -173,6 +173,7 @@ struct operation {
   std::string sql;          // as it was given; empty where a statement was
   statement_ptr statement;  // execute and prepare: the description
   std::vector<raw_result> results;       // execute: one; script: one a statement
+  std::uint64_t reply_bytes = 0;         // so far, whole messages; asynchronous ones are not of the reply
   failure_ptr error;                     // where failed
   void* owner = nullptr;                 // the face's handle; the core never looks at it
   exchange_promise* exchange = nullptr;  // its dialogue while that lasts

@@ -16,7 +16,7 @@ constexpr std::size_t unauthenticated_limit = 64 * 1024;
 constexpr std::size_t max_error_text = 64 * 1024;
 constexpr std::size_t max_parameters = 1000;
 constexpr std::size_t max_parameter_bytes = std::size_t{1} << 20;
-constexpr std::size_t max_notices = 1000;  // kept until the face takes them; what comes past either bound is dropped
+constexpr std::size_t max_notices = 10'000;  // kept until the face takes them; what comes past either is dropped
 constexpr std::size_t max_notice_bytes = std::size_t{1} << 20;
 constexpr std::size_t max_startup_messages = 1000;
 constexpr std::size_t max_descriptions = 1000;  // where statements are not kept
@@ -171,6 +171,11 @@ void session::refuse(operation& op) {
 }
 
 // ---- outcomes
+
+bool session::has_left(const operation& op) const {
+  if (op.exchange == nullptr) return op.done() && op.written;
+  return op.exchange->first_byte && outbound_.sent_total() > *op.exchange->first_byte;
+}
 
 operation_ptr session::next_completed() {
   if (completed_.empty()) return nullptr;
@@ -397,7 +402,9 @@ bool session::next(wire::message& got) {
     if (!authenticated_ && ++startup_messages_ > max_startup_messages)
       throw wire::protocol_violation(wire::name_of(got.type) +
                                      ": more than 1,000 messages before authentication, at byte 0");
-    if (!asynchronous(got)) return true;
+    if (asynchronous(got)) continue;
+    if (!replies_.empty()) replies_.front()->op->reply_bytes += wire::header_size + got.body.size();
+    return true;
   }
   return false;
 }
@@ -422,6 +429,7 @@ bool session::pull_rows() {
         const auto run_of_rows = inbound_.take_rows(columns->columns.size());
         if (run_of_rows.empty()) return false;
         p.rows_came = true;
+        p.op->reply_bytes += run_of_rows.size();
         if (!p.op->abandoned) p.sink->rows.append(run_of_rows.data(), run_of_rows.size());
         break;
       }
@@ -508,9 +516,21 @@ bool session::asynchronous(const wire::message& got) {
 }
 
 void session::keep_notice(const wire::message& got) {
+  if (notices_.size() >= max_notices || notice_bytes_ + got.body.size() > max_notice_bytes) {
+    ++notices_dropped_;
+    return;
+  }
+  notices_.push_back({fields_of(got), got.body.size()});
   notice_bytes_ += got.body.size();
-  if (notices_.size() >= max_notices || notice_bytes_ > max_notice_bytes) return;
-  notices_.push_back({fields_of(got)});
+  ++notices_kept_;
+}
+
+std::optional<notice> session::next_notice() {
+  if (notices_.empty()) return std::nullopt;
+  auto oldest = std::move(notices_.front());
+  notices_.pop_front();
+  notice_bytes_ -= oldest.size;
+  return oldest;
 }
 
 void session::parameter_status(const wire::message& got) {

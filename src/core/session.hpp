@@ -52,6 +52,7 @@ struct cancel_key {
 
 struct notice {
   std::shared_ptr<const server_message> message;
+  std::size_t size = 0;  // bytes of its body
 };
 
 enum class cancel_wish { none, now, grace };
@@ -99,7 +100,8 @@ class session {
 
   operation_ptr next_completed();  // the oldest finished one not yet taken; abandoned ones never appear
   bool has_completed() const { return !completed_.empty(); }
-  void take(const operation& op);  // strikes it from the completed ones
+  void take(const operation& op);                                            // strikes it from the completed ones
+  const std::deque<operation_ptr>& completed() const { return completed_; }  // not yet taken, oldest first
 
   bool open() const { return state_ == state::ready; }  // connected, and accepts requests
   bool accepting() const { return state_ == state::fresh || state_ == state::starting || state_ == state::ready; }
@@ -111,10 +113,13 @@ class session {
   char transaction_status() const { return transaction_status_; }  // 'I', 'T', 'E'; '\0' before the first ReadyForQuery
   const std::map<std::string, std::string, std::less<>>& parameters() const { return parameters_; }
   const std::optional<cancel_key>& key() const { return key_; }
-  std::vector<notice> take_notices() {
-    notice_bytes_ = 0;
-    return std::exchange(notices_, {});
-  }
+
+  // Notices are kept until they are taken, so many that what one pump() receives finds room; what comes past that is
+  // dropped, and counted.
+  std::optional<notice> next_notice();
+  bool has_notices() const { return !notices_.empty(); }
+  std::uint64_t notices_kept() const { return notices_kept_; }  // all that ever were
+  std::uint64_t notices_dropped() const { return notices_dropped_; }
 
   // Cancelling at the server (D6): the face asks, sends the CancelRequest on a socket of its own and says when
   // that socket begins and has reached its end. In between, and until one empty query has drained a stray 57014, no
@@ -129,6 +134,7 @@ class session {
 
   // Whose reply is arriving, for those who time or trace requests; null where nobody's is.
   const operation* head() const { return replies_.empty() ? nullptr : replies_.front()->op.get(); }
+  bool has_left(const operation& op) const;  // a byte of it; of one that is done, `written` says so
 
  private:
   enum class state { fresh, starting, ready, closing, ended };
@@ -234,8 +240,10 @@ class session {
   std::map<std::string, std::string, std::less<>> parameters_;
   std::size_t parameter_bytes_ = 0;
   std::optional<cancel_key> key_;
-  std::vector<notice> notices_;
+  std::deque<notice> notices_;
   std::size_t notice_bytes_ = 0;
+  std::uint64_t notices_kept_ = 0;
+  std::uint64_t notices_dropped_ = 0;
   std::size_t startup_messages_ = 0;
   std::uint64_t answered_ = 0;    // requests
   bool names_may_exist_ = false;  // on the server, of statements that we don't know

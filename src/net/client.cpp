@@ -78,7 +78,10 @@ void client::terminate() {
     const bool at_message_boundary = connected_ && send_error_ == 0 && session_.outbound().empty();
     const bool past_startup = session_.transaction_status() != '\0';
     // Whether it leaves or not, the end of the stream follows.
-    if (at_message_boundary && past_startup) (void)socket_.send(terminate_message);
+    if (at_message_boundary && past_startup) {
+      const auto [size, error] = socket_.send(terminate_message);
+      if (tap_ && error == 0) tap_->sent(terminate_message.substr(0, size));
+    }
     session_.fail(failure_of(core::failure::kind::closed, "closed"));
   }
   socket_.shutdown();
@@ -140,6 +143,7 @@ void client::send() {
     send_error_ = error;
     if (error != 0) return;
     nothing_expected_ = false;
+    if (tap_) tap_->sent(bytes.substr(0, size));
     session_.sent(size);
     if (size < bytes.size()) return;
     session_.pump();  // requests that waited for the socket may write now
@@ -157,6 +161,7 @@ void client::receive() {
       session_.pump();
       return;
     }
+    if (tap_) tap_->received({room.data(), size});
     session_.commit(size);
     session_.pump();
     // After a failed send what the server said is read to its end: nothing will wake us for the rest.

@@ -15,7 +15,10 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "core/session.hpp"
@@ -30,6 +33,14 @@ struct address {
 };
 
 enum flags : int { wait_read = 1, wait_write = 2, ready = 4, idle = 8, closed = 16 };
+
+// Is shown every byte that has left and that has come, in order.
+class tap {
+ public:
+  virtual ~tap() = default;
+  virtual void sent(std::string_view bytes) = 0;
+  virtual void received(std::string_view bytes) = 0;
+};
 
 class client {
  public:
@@ -50,6 +61,8 @@ class client {
   void terminate();
   void close_fd();
 
+  void tap_with(std::unique_ptr<tap> tap) { tap_ = std::move(tap); }
+
   int fileno() const { return socket_.fd(); }  // -1 without a socket
   const address* peer() const;                 // the one in use; null without a socket
 
@@ -67,7 +80,8 @@ class client {
   std::size_t current_ = 0;  // the address in use or tried
   std::string reasons_;      // why those before it failed
   socket socket_;
-  socket retired_;  // the one before, for the caller to unregister
+  std::unique_ptr<tap> tap_;  // null as a rule
+  socket retired_;            // the one before, for the caller to unregister
   bool started_ = false;
   bool connected_ = false;
   bool nothing_expected_ = true;  // nothing was in flight when the last poll() ended, and nothing was sent since

@@ -6,6 +6,7 @@
 
 #include "py/connection.hpp"
 #include "py/errors.hpp"
+#include "py/observing.hpp"
 
 namespace pgpoll::py {
 namespace {
@@ -60,22 +61,25 @@ void finish(waiter_object* self) {
   if (self->operation->waiter == self) Py_CLEAR(self->operation->waiter);
 }
 
+ref cancelled_error(waiter_object* self) {
+  auto* kind = self->connection->side.cancelled_error;
+  const bool bare = self->cancel_message == nullptr || self->cancel_message == Py_None;
+  return ref::steal(bare ? PyObject_CallNoArgs(kind) : PyObject_CallOneArg(kind, self->cancel_message));
+}
+
 // Ends the interest in the operation before its reply was handed out; the wake comes from the loop.
 bool give_up(waiter_object* self) {
   auto held = ref::borrow(as_object(self));
   finish(self);
   auto connection = ref::borrow(as_object(self->connection));
-  abandon(self->operation);
-  return schedule_all(self) && give_notice(self->connection);
+  auto error = ref::borrow(self->expired);
+  if (!error && self->operation->observed != nullptr && !(error = cancelled_error(self))) PyErr_Clear();
+  abandon(self->operation, error.get());
+  return schedule_all(self) && give_notice(self->connection) && tell_at_once(&self->connection->base);
 }
 
 PyObject* raise_cancelled(waiter_object* self) {
-  auto* kind = self->connection->side.cancelled_error;
-  if (self->cancel_message == nullptr || self->cancel_message == Py_None) {
-    PyErr_SetNone(kind);
-  } else if (auto error = ref::steal(PyObject_CallOneArg(kind, self->cancel_message))) {
-    PyErr_SetObject(kind, error.get());
-  }
+  if (auto error = cancelled_error(self)) PyErr_SetObject(self->connection->side.cancelled_error, error.get());
   return nullptr;
 }
 
@@ -94,6 +98,10 @@ PySendResult am_send(PyObject* object, PyObject*, PyObject** out) {
   if (!self->finished && self->operation->op->done()) {  // before anybody awaited it
     take(self->operation);
     finish(self);
+    if (!guarded([&] { return report(&self->connection->base, self->operation); }, false)) {
+      *out = nullptr;
+      return PYGEN_ERROR;
+    }
   }
   if (self->finished) {
     *out = outcome(self);

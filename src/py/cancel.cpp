@@ -2,6 +2,8 @@
 // which it tells by itself: the peer's end of stream, a failure, close_fd() or deallocation.
 #include "py/connection.hpp"
 #include "py/errors.hpp"
+#include "py/observing.hpp"
+#include "py/trace.hpp"
 
 namespace pgpoll::py {
 namespace {
@@ -26,6 +28,7 @@ bool end(cancel_object* self) {
   if (--connection->cancels != 0 || connection->base.generation != fork_generation()) return true;
   connection->client->session().cancel_ended();
   connection->client->session().pump();  // the request's end may have come before the socket's
+  stamp(&connection->base);
   connection->base.unflushed = true;
   return give_notice(connection);
 }
@@ -120,6 +123,7 @@ PyObject* start_cancel(connection_object* self) {
   auto client = std::make_unique<net::client>(core::settings{}, std::vector<net::address>{*peer});
   client->session().start_cancel(*session.key());
   client->start();
+  if (!trace_if_asked(*client)) PyErr_WriteUnraisable(as_object(self));  // it matters more that it is sent
   auto* cancel = reinterpret_cast<cancel_object*>(the_cancel_type->tp_alloc(the_cancel_type, 0));
   if (cancel == nullptr) return nullptr;
   cancel->client = client.release();

@@ -4,8 +4,10 @@
 
 #include "py/codecs/codecs.hpp"
 #include "py/errors.hpp"
+#include "py/observing.hpp"
 #include "py/operation.hpp"
 #include "py/settings.hpp"
+#include "py/trace.hpp"
 
 namespace pgpoll::py {
 namespace {
@@ -32,6 +34,7 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject* names) {
     std::vector<net::address> addresses;
     if (!read_settings(options, settings) || !read_addresses(options, addresses)) return nullptr;
     auto client = std::make_unique<net::client>(std::move(settings), std::move(addresses));
+    if (!trace_if_asked(*client)) return nullptr;
     auto* self = reinterpret_cast<connection_object*>(type->tp_alloc(type, 0));
     if (self == nullptr) return nullptr;
     self->client = client.release();
@@ -125,8 +128,8 @@ PyObject* cancel_wanted(PyObject* object, PyObject*) {
   return PyLong_FromLong(static_cast<long>(session_of(object).cancel_wanted()));
 }
 
-PyObject* take_notices(PyObject* object, PyObject*) {
-  return guarded([&] { return notices_list(*driver_of(object)->session); });
+PyObject* take_notices(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+  return guarded([&] { return notices_list(*driver_of(object)->session, args, count); });
 }
 
 PyObject* wait(PyObject* object, PyObject* const* args, Py_ssize_t count) {
@@ -156,6 +159,12 @@ PyObject* why_closed(PyObject* object, void*) {
   const auto& why = session_of(object).why_ended();
   if (!why) Py_RETURN_NONE;
   return guarded([&] { return make_error(*why, core::operation{}).release(); });
+}
+PyObject* notices_dropped(PyObject* object, void*) {
+  return PyLong_FromUnsignedLongLong(session_of(object).notices_dropped());
+}
+PyObject* news(PyObject* object, void*) {
+  return PyBool_FromLong(driver_of(object)->observer != nullptr || session_of(object).has_notices());
 }
 PyObject* in_flight(PyObject* object, void*) {
   return PyLong_FromSize_t(session_of(object).in_flight());
@@ -231,7 +240,7 @@ PyMethodDef methods[] = {
     {"next_completed", next_completed_method, METH_NOARGS, "The oldest finished operation not yet taken, or None."},
     {"cancel_too_old", cancel_too_old, METH_NOARGS, "A CancelRequest of ours can't strike any more."},
     {"cancel_wanted", cancel_wanted, METH_NOARGS, "NONE, NOW or GRACE, after each abandon() and poll()."},
-    {"take_notices", take_notices, METH_NOARGS, "The notices since the last call: dicts by field code."},
+    {"take_notices", method(take_notices), METH_FASTCALL, "The oldest notices not yet taken: dicts by field code."},
     {"wait", method(wait), METH_FASTCALL, "wait(operation, seconds): polls until it is done; False when time is up."},
     {nullptr, nullptr, 0, nullptr}};
 
@@ -242,6 +251,8 @@ PyGetSetDef properties[] = {
     {"closed", closed, nullptr, "Lost or closed.", nullptr},
     {"why_closed", why_closed, nullptr, "The error that ended it, made anew; None while it is open.", nullptr},
     {"abandoned_head", abandoned_head, nullptr, "The number of the abandoned request that runs; 0 for none.", nullptr},
+    {"notices_dropped", notices_dropped, nullptr, "How many, because nobody took those before.", nullptr},
+    {"_news", news, nullptr, "Whether notices wait to be taken, or somebody observes.", nullptr},
     {"in_flight", in_flight, nullptr, "Requests started and not finished; abandoned ones until drained.", nullptr},
     {"quiet", quiet, nullptr, "Nothing in flight and nothing to send.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
@@ -256,6 +267,7 @@ int register_connection(PyObject* module) {
   static std::vector<PyMethodDef> all;
   for (const auto* each = methods; each->ml_name != nullptr; ++each) all.push_back(*each);
   for (const auto* each = loop_methods; each->ml_name != nullptr; ++each) all.push_back(*each);
+  for (const auto* each = observing_methods; each->ml_name != nullptr; ++each) all.push_back(*each);
   all.push_back({});
   PyType_Slot slots[] = {{Py_tp_new, slot(make)},
                          {Py_tp_dealloc, slot(dealloc)},

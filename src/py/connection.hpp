@@ -17,6 +17,7 @@ struct loop_side {
   PyObject* get_running_loop;
   PyObject* task_types;
   PyObject* on_change;
+  PyObject* on_notices;
   PyObject* cancelled_error;
   PyObject* context;  // empty: what the loop calls carries nobody's variables
   int fd;             // told last

@@ -3,10 +3,12 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <limits>
 
 #include "py/awaitable.hpp"
 #include "py/codecs/codecs.hpp"
 #include "py/errors.hpp"
+#include "py/observing.hpp"
 #include "py/operation.hpp"
 
 namespace pgpoll::py {
@@ -37,7 +39,8 @@ std::size_t requests_in_flight(const core::session& session) {
   return session.in_flight() - (draining ? 1 : 0);
 }
 
-bool may_start_request(const driver_object* driver) {
+// What a transaction needs to begin and to end is not counted against `max_queued`.
+bool may_start_request(const driver_object* driver, bool counted = true) {
   if (!may_start(driver)) return false;
   if (!driver->connecting) {
     raise_interface_error("not connected: start_connect() comes first");
@@ -48,7 +51,7 @@ bool may_start_request(const driver_object* driver) {
     raise_error("BusyError", "client is busy");
     return false;
   }
-  if (driver->max_queued != 0 && in_flight >= driver->max_queued) {
+  if (counted && driver->max_queued != 0 && in_flight >= driver->max_queued) {
     raise_error("BusyError", "client is busy: " + std::to_string(in_flight) + " requests are queued");
     return false;
   }
@@ -87,18 +90,21 @@ PyObject* start(driver_object* driver, PyObject* sql, Begin begin) {
   auto* handle = operation_new(driver, sql);
   if (handle == nullptr) return nullptr;
   auto held = ref::steal(as_object(handle));
+  auto observed = driver->observer != nullptr ? observation_new(driver) : nullptr;
+  if (driver->observer != nullptr && !observed) return nullptr;
   if (!driver->unflushed) driver->burst = driver->session->quiet();
   driver->unflushed = true;
   auto op = begin(handle);
   if (op->owner != nullptr) return Py_NewRef(static_cast<PyObject*>(op->owner));  // all closers share one operation
   keep(handle, std::move(op));
+  if (observed) observe(handle, std::move(observed));
   return held.release();
 }
 
 template <class Begin>
-PyObject* start_text(driver_object* driver, PyObject* sql, Begin begin) {
+PyObject* start_text(driver_object* driver, PyObject* sql, Begin begin, bool counted = true) {
   std::string_view text;
-  if (!read_sql(sql, text) || !may_start_request(driver)) return nullptr;
+  if (!read_sql(sql, text) || !may_start_request(driver, counted)) return nullptr;
   return start(driver, sql, [&](operation_object*) { return begin(std::string(text)); });
 }
 
@@ -114,7 +120,10 @@ bool encode(const core::statement& statement, PyObject* arguments, std::string& 
 
 PyObject* start_described(driver_object* driver, PyObject* sql, PyObject* arguments, core::statement_ptr statement) {
   std::string encoded;
-  if (!encode(*statement, arguments, encoded)) return nullptr;
+  if (!encode(*statement, arguments, encoded)) {
+    note_refused(driver, sql, *statement);
+    return nullptr;
+  }
   if (!may_start_request(driver)) return nullptr;  // encoding may have run a caller's code
   return start(driver, sql, [&](operation_object* handle) {
     handle->arguments = Py_NewRef(arguments);  // its statement may have to be prepared again
@@ -225,7 +234,8 @@ PyObject* start_script(driver_object* driver, PyObject* sql) {
 }
 
 PyObject* start_command(driver_object* driver, PyObject* sql) {
-  return start_text(driver, sql, [&](std::string text) { return driver->session->start_command(std::move(text)); });
+  return start_text(
+      driver, sql, [&](std::string text) { return driver->session->start_command(std::move(text)); }, false);
 }
 
 PyObject* start_close(driver_object* driver) {
@@ -269,7 +279,7 @@ ref next_completed(driver_object* driver) {
 int traverse_driver(driver_object* driver, visitproc visit, void* arg) {
   for (auto* each = driver->operations; each != nullptr; each = each->next)
     if (each->kept) Py_VISIT(as_object(each));
-  return 0;
+  return traverse_observer(driver, visit, arg);
 }
 
 void release_operations(driver_object* driver) {
@@ -280,6 +290,7 @@ void release_operations(driver_object* driver) {
     first->driver = nullptr;
     let_go(first);
   }
+  drop_observer(driver);
 }
 
 void fail_for_drop(driver_object* driver) {
@@ -310,11 +321,18 @@ PyObject* status_text(const core::session& session) {
   return PyUnicode_FromStringAndSize(&status, status == '\0' ? 0 : 1);
 }
 
-PyObject* notices_list(core::session& session) {
+PyObject* notices_list(core::session& session, PyObject* const* args, Py_ssize_t count) {
+  if (count > 1) {
+    PyErr_SetString(PyExc_TypeError, "take_notices(at_most=None)");
+    return nullptr;
+  }
+  auto left = std::numeric_limits<std::size_t>::max();
+  if (count == 1 && args[0] != Py_None) left = PyLong_AsSize_t(args[0]);
+  if (PyErr_Occurred() != nullptr) return nullptr;
   auto out = ref::steal(PyList_New(0));
   if (!out) return nullptr;
-  for (const auto& each : session.take_notices()) {
-    auto fields = message_fields(*each.message);
+  for (; left > 0 && session.has_notices(); --left) {
+    auto fields = message_fields(*session.next_notice()->message);
     if (!fields || PyList_Append(out.get(), fields.get()) < 0) return nullptr;
   }
   return out.release();

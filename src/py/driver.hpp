@@ -14,10 +14,12 @@
 namespace pgpoll::py {
 
 struct operation_object;
+struct request_observer;
 
 struct driver_object {
   PyObject_HEAD core::session* session;  // owned by the object that this is the head of
   operation_object* operations;          // all that live, newest first
+  request_observer* observer;            // owned; null where nobody observes
   std::size_t max_queued;                // 0: no bound
   unsigned generation;                   // of this process, see fork_generation()
   bool pipeline;                         // else one request at a time
@@ -55,7 +57,7 @@ void release_operations(driver_object* driver);  // lets go of all its Operation
 void fail_for_drop(driver_object* driver);       // the driver is dropped: every operation ends
 PyObject* parameters_dict(const core::session& session);
 PyObject* status_text(const core::session& session);
-PyObject* notices_list(core::session& session);
+PyObject* notices_list(core::session& session, PyObject* const* args, Py_ssize_t count);  // at most so many
 
 // True while it lives; only one at a time for each driver.
 class advance_guard {

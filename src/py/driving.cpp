@@ -8,6 +8,7 @@
 
 #include "py/connection.hpp"
 #include "py/errors.hpp"
+#include "py/observing.hpp"
 #include "py/operation.hpp"
 
 namespace pgpoll::py {
@@ -102,6 +103,7 @@ bool advance(connection_object* self, int& flags) {
     encode_and_pump(self);
     if (const auto* head = self->base.session->head(); head != nullptr && head->owner != nullptr)
       gather(static_cast<operation_object*>(head->owner));
+    stamp(&self->base);
     flags = self->client->flags();
     return true;
   } catch (const std::bad_alloc&) {
@@ -118,12 +120,14 @@ bool flush(connection_object* self, int& flags) {
   try {
     if (self->base.advancing) {  // from a caller's code within poll(), which goes on with the rest
       flags = self->client->flush();
+      stamp(&self->base);
       return true;
     }
     advance_guard within(&self->base);
     if (self->base.session->wants_pump()) self->base.session->pump();
     self->client->flush();
     encode_and_pump(self);
+    stamp(&self->base);
     flags = self->client->flags() & net::wait_write;
     return true;
   } catch (const std::bad_alloc&) {
@@ -145,6 +149,7 @@ void close_fd(connection_object* self) {
 void terminate(connection_object* self) {
   if (self->base.generation == fork_generation()) {
     self->client->terminate();
+    stamp(&self->base);
   } else {
     self->client->close_fd();
   }
@@ -155,11 +160,13 @@ PyObject* wait_for(connection_object* self, PyObject* object, double seconds) {
     return raise_interface_error(std::string("wait() takes an Operation, not ") + Py_TYPE(object)->tp_name);
   auto held = ref::borrow(object);
   const auto& op = *reinterpret_cast<operation_object*>(object)->op;
+  const auto notices = self->base.session->notices_kept();
   double deadline = 0;
   for (bool first = true; !op.done(); first = false) {
     int flags = 0;
     if (!advance(self, flags)) return nullptr;
     if (op.done() || (flags & (net::wait_read | net::wait_write)) == 0) break;
+    if (self->base.session->notices_kept() != notices) break;  // the face hands them over
     double left = seconds;
     if (first) {
       deadline = now() + seconds;

@@ -6,6 +6,7 @@
 #include "py/awaitable.hpp"
 #include "py/connection.hpp"
 #include "py/errors.hpp"
+#include "py/observing.hpp"
 #include "py/operation.hpp"
 
 namespace pgpoll::py {
@@ -44,7 +45,9 @@ bool steps_allowed(const loop_side& side) {
 void hand_out(connection_object* self, bool direct, first_error& error) {
   bool asked = false;
   while (auto handle = next_completed(&self->base)) {
-    auto* waiter = reinterpret_cast<operation_object*>(handle.get())->waiter;
+    auto* operation = reinterpret_cast<operation_object*>(handle.get());
+    if (!report(&self->base, operation)) error.keep();
+    auto* waiter = operation->waiter;
     if (waiter == nullptr) continue;
     if (direct && !std::exchange(asked, true)) {
       direct = steps_allowed(self->side);
@@ -76,12 +79,13 @@ PyObject* wrong_loop(const loop_side& side, PyObject* running) {
 }
 
 PyObject* attach(PyObject* object, PyObject* args, PyObject* names) {
-  static const char* keywords[] = {"loop",       "call_soon", "current_task",    "get_running_loop",
-                                   "task_types", "on_change", "cancelled_error", nullptr};
+  static const char* keywords[] = {"loop",       "call_soon", "current_task", "get_running_loop",
+                                   "task_types", "on_change", "on_notices",   "cancelled_error",
+                                   nullptr};
   auto& side = as_connection(object)->side;
-  PyObject* given[7] = {};
-  if (!PyArg_ParseTupleAndKeywords(args, names, "OOOOO!OO:_attach", const_cast<char**>(keywords), &given[0], &given[1],
-                                   &given[2], &given[3], &PyTuple_Type, &given[4], &given[5], &given[6]))
+  PyObject* given[8] = {};
+  if (!PyArg_ParseTupleAndKeywords(args, names, "OOOOO!OOO:_attach", const_cast<char**>(keywords), &given[0], &given[1],
+                                   &given[2], &given[3], &PyTuple_Type, &given[4], &given[5], &given[6], &given[7]))
     return nullptr;
   if (side.loop != nullptr) return raise_interface_error("the connection is attached to a loop already");
   auto context = ref::steal(PyContext_New());
@@ -92,7 +96,8 @@ PyObject* attach(PyObject* object, PyObject* args, PyObject* names) {
   side.get_running_loop = Py_NewRef(given[3]);
   side.task_types = Py_NewRef(given[4]);
   side.on_change = Py_NewRef(given[5]);
-  side.cancelled_error = Py_NewRef(given[6]);
+  side.on_notices = Py_NewRef(given[6]);
+  side.cancelled_error = Py_NewRef(given[7]);
   side.context = context.release();
   side.fd = -1;
   Py_RETURN_NONE;
@@ -214,7 +219,9 @@ bool settle(connection_object* self, bool direct) {
   first_error error;
   {
     handing_out during(side);
+    if (self->base.session->has_notices() && !ref::steal(PyObject_CallNoArgs(side.on_notices))) error.keep();
     hand_out(self, direct, error);
+    if (!tell_at_once(&self->base)) error.keep();
     if (self->base.unflushed) {
       int flags = 0;
       if (!flush(self, flags)) error.keep();
@@ -255,6 +262,7 @@ int traverse_side(connection_object* self, visitproc visit, void* arg) {
   Py_VISIT(side.get_running_loop);
   Py_VISIT(side.task_types);
   Py_VISIT(side.on_change);
+  Py_VISIT(side.on_notices);
   Py_VISIT(side.cancelled_error);
   Py_VISIT(side.context);
   return 0;
@@ -268,6 +276,7 @@ void clear_side(connection_object* self) {
   Py_CLEAR(side.get_running_loop);
   Py_CLEAR(side.task_types);
   Py_CLEAR(side.on_change);
+  Py_CLEAR(side.on_notices);
   Py_CLEAR(side.cancelled_error);
   Py_CLEAR(side.context);
 }

@@ -5,16 +5,19 @@
 #include "py/connection.hpp"
 #include "py/operation.hpp"
 #include "py/session_object.hpp"
+#include "py/trace.hpp"
 
 namespace {
 
 using namespace pgpoll;
 
+PyMethodDef functions[] = {{"_trace", py::trace_of, METH_VARARGS, nullptr}, {nullptr, nullptr, 0, nullptr}};
+
 PyModuleDef definition = {PyModuleDef_HEAD_INIT,
                           "pgpoll.core",
                           "PostgreSQL on a nonblocking poll API; whoever owns the event loop drives it.",
                           -1,
-                          nullptr,
+                          functions,
                           nullptr,
                           nullptr,
                           nullptr,

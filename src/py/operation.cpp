@@ -3,6 +3,7 @@
 #include "py/awaitable.hpp"
 #include "py/codecs/codecs.hpp"
 #include "py/errors.hpp"
+#include "py/observing.hpp"
 #include "py/plan.hpp"
 #include "py/result.hpp"
 
@@ -60,11 +61,7 @@ PyObject* build_result(operation_object* self) {
 }
 
 PyObject* raise_kept(operation_object* self) {
-  if (self->error == nullptr) {
-    static const core::failure unknown{core::failure::kind::lost, "the request failed without a reason", {}, {}};
-    self->error = make_error(self->op->error ? *self->op->error : unknown, *self->op).release();
-    if (self->error == nullptr) return nullptr;
-  }
+  if (outcome_error(self) == nullptr) return nullptr;
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(self->error)), self->error);
   return nullptr;
 }
@@ -82,7 +79,9 @@ PyObject* abandon_method(PyObject* object, PyObject*) {
     auto* self = self_of(object);
     if (self->driver != nullptr && !check_process(self->driver)) return nullptr;
     if (self->waiter == nullptr) {
+      auto* driver = self->driver;
       abandon(self);
+      if (driver != nullptr && !tell_at_once(driver)) return nullptr;
     } else if (!ref::steal(waiter_cancel(self->waiter, Py_None))) {
       return nullptr;
     }
@@ -118,6 +117,7 @@ int traverse(PyObject* object, visitproc visit, void* arg) {
   Py_VISIT(self->sql);
   Py_VISIT(self->arguments);
   Py_VISIT(self->context);
+  if (self->observed != nullptr) Py_VISIT(self->observed->context.get());
   Py_VISIT(self->gathered);
   Py_VISIT(self->bad_value);
   Py_VISIT(self->result);
@@ -130,6 +130,7 @@ int clear(PyObject* object) {
   auto* self = self_of(object);
   Py_CLEAR(self->sql);
   forget_arguments(self);
+  delete std::exchange(self->observed, nullptr);
   Py_CLEAR(self->gathered);
   Py_CLEAR(self->bad_value);
   Py_CLEAR(self->result);
@@ -225,9 +226,21 @@ void forget_arguments(operation_object* handle) {
   Py_CLEAR(handle->context);
 }
 
-void abandon(operation_object* handle) {
+PyObject* outcome_error(operation_object* handle) {
+  if (handle->error == nullptr) {
+    static const core::failure unknown{core::failure::kind::lost, "the request failed without a reason", {}, {}};
+    handle->error = make_error(handle->op->error ? *handle->op->error : unknown, *handle->op).release();
+  }
+  return handle->error;
+}
+
+void abandon(operation_object* handle, PyObject* error) {
   if (!handle->kept || handle->driver == nullptr) return;
   auto* driver = handle->driver;
+  if (handle->observed != nullptr) {
+    const auto handled = error == nullptr ? ref::steal(PyErr_GetHandledException()) : ref::borrow(error);
+    note_given_up(handle, handled.get() == Py_None ? nullptr : handled.get());
+  }
   auto mine = let_go(handle);
   if (handle->op->done()) {
     driver->session->take(*handle->op);
@@ -245,6 +258,7 @@ void gather(operation_object* handle) {
   auto& result = handle->op->results.front();
   if (result.rows.size() == 0) return;
   const auto rows = std::exchange(result.rows, {});
+  if (handle->observed != nullptr) handle->observed->rows += rows.size();
   const auto columns = result.columns;
   if (handle->bad_value != nullptr || (handle->want != wanted::rows && handle->gathered != nullptr)) return;
 

@@ -8,6 +8,7 @@
 namespace pgpoll::py {
 
 struct waiter_object;
+struct observation;
 
 // What Operation.result() gives for an execute. All but `result` are decoded as they arrive, while the server goes on.
 enum class wanted : char { result, rows, row, value };
@@ -25,6 +26,7 @@ struct operation_object {
   PyObject* result;     // cached
   PyObject* error;      // cached; or what encoding raised
   waiter_object* waiter;
+  observation* observed;  // owned; null where nobody observes, or its record was made
   wanted want;
   bool kept;  // the driver holds a reference: in flight, or finished and not taken
 };
@@ -52,11 +54,15 @@ ref let_go(operation_object* handle);
 void take(operation_object* handle);  // strikes it from the finished ones, if it is among them
 void forget_arguments(operation_object* handle);
 
-// Interest ends: the driver lets go of it. Null, no effect, on a finished one that was taken.
-void abandon(operation_object* handle);
+// Interest ends: the driver lets go of it. No effect on a finished one that was taken. `error` is what its caller gets
+// instead, for an observer; null: the exception that is being handled, if any.
+void abandon(operation_object* handle, PyObject* error = nullptr);
 
 // Decodes what has come of the rows that it wants, and frees their bytes.
 void gather(operation_object* handle);
+
+// The error of one that has failed, made once; borrowed, null with an exception set.
+PyObject* outcome_error(operation_object* handle);
 
 // Operation.result(): takes it.
 PyObject* operation_result(operation_object* handle);

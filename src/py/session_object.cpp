@@ -145,8 +145,8 @@ PyObject* fail(PyObject* object, PyObject* args) {
   });
 }
 
-PyObject* take_notices(PyObject* object, PyObject*) {
-  return guarded([&] { return notices_list(session_of(object)); });
+PyObject* take_notices(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+  return guarded([&] { return notices_list(session_of(object), args, count); });
 }
 
 PyObject* backend_key(PyObject* object, void*) {
@@ -207,7 +207,7 @@ PyMethodDef methods[] = {
     {"cancel_started", cancel_started, METH_NOARGS, "A CancelRequest is under way."},
     {"cancel_ended", cancel_ended, METH_NOARGS, "Its socket has reached its end."},
     {"fail", fail, METH_VARARGS, "fail(message): the connection is lost."},
-    {"take_notices", take_notices, METH_NOARGS, "The notices since the last call: dicts by field code."},
+    {"take_notices", method(take_notices), METH_FASTCALL, "The oldest notices not yet taken: dicts by field code."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyGetSetDef properties[] = {

@@ -48,6 +48,8 @@ bool known(char type);
 bool is_short(backend type);
 inline constexpr std::size_t max_short_message = 30'000;
 
+inline constexpr std::size_t header_size = 5;  // the type byte and the length, which counts itself
+
 struct message {
   backend type{};
   std::string_view body;

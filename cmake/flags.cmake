@@ -32,6 +32,13 @@ else()
   endif()
 endif()
 
+if(PGPOLL_FUZZ)
+  if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang" OR NOT PGPOLL_SANITIZE)
+    message(FATAL_ERROR "PGPOLL_FUZZ needs clang (CMAKE_CXX_COMPILER=clang++) and PGPOLL_SANITIZE")
+  endif()
+  target_compile_options(pgpoll_flags INTERFACE -O2 -fsanitize=fuzzer-no-link)
+endif()
+
 if(PGPOLL_LTO)
   include(CheckIPOSupported)
   check_ipo_supported()

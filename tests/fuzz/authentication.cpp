@@ -14,6 +14,8 @@
 namespace pgpoll::fuzz {
 namespace {
 
+using namespace messages;
+
 const std::string password = "correct horse";
 constexpr std::uint32_t max_iterations = 4097;  // more than one slice of the session's
 const std::string own_nonce = "fyko+d2lbbFgONRv9qkxdawL";

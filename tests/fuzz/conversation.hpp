@@ -145,6 +145,7 @@ class conversation {
       if (op.error->server)
         for (const auto& [code, value] : op.error->server->fields) out.append(1, code).append(value);
     }
+    if (op.state != operation::state::succeeded) return out;  // what had come of its rows, nobody sees
     for (const auto& each : op.results) {
       out += ';' + each.tag;
       core::row_walk walk(each.rows);

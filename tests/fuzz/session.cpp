@@ -6,6 +6,8 @@
 namespace pgpoll::fuzz {
 namespace {
 
+using namespace messages;
+
 const std::string statements[] = {"select 1", "select 2", "copy t from stdin", "copy t to stdout", "/* */ COPY t", ""};
 const std::string arguments(4, '\0');
 

@@ -1,11 +1,11 @@
-// Backend messages that are right, for the targets to hand out among the bytes that are not.
+// Backend messages, byte for byte, for tests that play the server.
 #pragma once
 
 #include <string>
 
 #include "wire/bytes.hpp"
 
-namespace pgpoll::fuzz {
+namespace pgpoll::messages {
 
 inline std::string int16(int value) {
   std::string out;
@@ -33,4 +33,4 @@ inline std::string one_column() {
   return message('T', int16(1) + text("n") + int32(0) + int16(0) + int32(23) + int16(4) + int32(-1) + int16(0));
 }
 
-}  // namespace pgpoll::fuzz
+}  // namespace pgpoll::messages

@@ -7,7 +7,11 @@ void* operator new(std::size_t size) {
   using namespace pgpoll::failing_new;
   if (counted) {
     ++made;
-    if (until_failure != 0 && --until_failure == 0) throw std::bad_alloc();
+    if (until_failure != 0 && --until_failure == 0) exhausted = true;
+    if (exhausted) {
+      exhausted = lasting;
+      throw std::bad_alloc();
+    }
   }
   if (void* memory = std::malloc(size)) return memory;
   throw std::bad_alloc();

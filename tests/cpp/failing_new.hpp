@@ -8,21 +8,23 @@
 namespace pgpoll::failing_new {
 
 inline std::size_t until_failure = 0;  // allocations until the one that fails; 0: none does
+inline bool lasting = false;           // that one, and all others of the same call
+inline bool exhausted = false;
 inline std::size_t made = 0;
 inline bool counted = false;
 
 // Runs a call with its allocations counted; false where one of them failed.
 template <typename Call>
 bool allocating(Call call) {
+  bool whole = true;
   counted = true;
   try {
     call();
   } catch (const std::bad_alloc&) {
-    counted = false;
-    return false;
+    whole = false;
   }
-  counted = false;
-  return true;
+  counted = exhausted = false;
+  return whole;
 }
 
 }  // namespace pgpoll::failing_new

@@ -148,7 +148,9 @@ class startup {
     return made;
   }
 
-  void authentication(std::int32_t code, const std::string& data = {}) { with.arrives(message('R', int32(code) + data)); }
+  void authentication(std::int32_t code, const std::string& data = {}) {
+    with.arrives(message('R', int32(code) + data));
+  }
 
   void step(input& in) {
     const auto verb = in.byte();
@@ -195,7 +197,8 @@ class startup {
       case 16:
         return with.arrives(error(in.byte() % 2 == 0 ? "FATAL" : "ERROR", "28P01"));
       case 17:
-        return with.arrives(message('v', int32(3 << 16) + int32(in.byte() % 4) + std::string(in.bytes(in.byte() % 16))));
+        return with.arrives(
+            message('v', int32(3 << 16) + int32(in.byte() % 4) + std::string(in.bytes(in.byte() % 16))));
       case 18:
         with.deliver();
         with.talk.eof();

@@ -35,7 +35,8 @@ class conversation {
       std::memcpy(room.data(), arriving_.data() + at, piece);
       talk.commit(piece);
       go_on();
-      if (at + piece < arriving_.size()) note_questions(talk.outbound().substr(std::min(written, talk.outbound().size())));
+      if (at + piece < arriving_.size())
+        note_questions(talk.outbound().substr(std::min(written, talk.outbound().size())));
     }
     received_ += arriving_.size();
     arriving_.clear();

@@ -18,8 +18,8 @@ struct framing {
 };
 
 struct reading {
-  std::size_t whole = 0;     // bytes of whole messages
-  std::size_t run = 0;       // of these, where the last run of DataRows begins
+  std::size_t whole = 0;  // bytes of whole messages
+  std::size_t run = 0;    // of these, where the last run of DataRows begins
   bool violation = false;
 };
 
@@ -43,9 +43,10 @@ reading expected(std::string_view stream, std::size_t columns, std::size_t limit
   while (stream.size() - read.whole >= 5) {
     const auto left = stream.substr(read.whole);
     const std::size_t length = wire::load_uint32(left.data() + 1);
-    const bool is_long = types.find(left[0]) == std::string_view::npos || long_types.find(left[0]) != std::string_view::npos;
-    read.violation = length < 4 || length > limit || (!is_long && length > 30'000) ||
-                     types.find(left[0]) == std::string_view::npos;
+    const bool is_long =
+        types.find(left[0]) == std::string_view::npos || long_types.find(left[0]) != std::string_view::npos;
+    read.violation =
+        length < 4 || length > limit || (!is_long && length > 30'000) || types.find(left[0]) == std::string_view::npos;
     if (read.violation || left.size() <= length) return read;
     read.violation = left[0] == 'D' && !row_is_sound(left.substr(5, length - 4), columns);
     if (read.violation) return read;
@@ -88,7 +89,8 @@ framing framed(std::string_view stream, std::size_t columns, std::size_t limit, 
     out.violation = violation.what();
   }
   core::row_walk walk(rows);
-  while (const char* row = walk.take()) require(row == rows.row(out.rows++), "a row's place is where the walk finds it");
+  while (const char* row = walk.take())
+    require(row == rows.row(out.rows++), "a row's place is where the walk finds it");
   require(out.rows == rows.size(), "the walk sees every row");
   return out;
 }

@@ -1,5 +1,6 @@
 // A session: the server's bytes and the caller's calls mixed, as the input says, one byte a step. Whatever comes, every
-// operation ends exactly once, memory follows the bytes received, and bytes that arrive one at a time end as whole ones.
+// operation ends exactly once, memory follows the bytes received, and bytes that arrive one at a time end as whole
+// ones.
 #include "conversation.hpp"
 #include "messages.hpp"
 

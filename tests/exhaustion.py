@@ -10,6 +10,8 @@ code of a generator expression once too often where it can't be created, and Opt
 
 from __future__ import annotations
 
+import _testcapi  # type: ignore[import-not-found]
+import contextlib
 import datetime as dt
 import decimal
 import faulthandler
@@ -18,8 +20,6 @@ import select
 import sys
 from collections.abc import Callable
 from typing import Any
-
-import _testcapi
 
 from backend import bind_complete, command_complete, data_row, described, error_response, int4, ready_for_query, started
 from peers import options
@@ -124,10 +124,8 @@ def expect_answer(conn: core.Connection) -> None:
 
 def ended(operation: core.Operation) -> None:
     assert operation.done(), "an operation has not ended"
-    try:
+    with contextlib.suppress(errors.Error, MemoryError):
         operation.result()
-    except (errors.Error, MemoryError):
-        pass
 
 
 def finish(steps: Steps) -> None:

@@ -20,7 +20,7 @@
 #endif
 #endif
 #ifdef PGPOLL_COUNTS_MEMORY
-#include <sanitizer/allocator_interface.h>
+extern "C" std::size_t __sanitizer_get_current_allocated_bytes();  // GCC has it without the header
 #endif
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size);

@@ -32,6 +32,14 @@ else()
   endif()
 endif()
 
+if(PGPOLL_FUZZ)
+  if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang" OR NOT PGPOLL_SANITIZE)
+    message(FATAL_ERROR "PGPOLL_FUZZ needs clang (CMAKE_CXX_COMPILER=clang++) and PGPOLL_SANITIZE")
+  endif()
+  # What -fsanitize=fuzzer-no-link means, less the tracing of comparisons: corpora and targets know the protocol.
+  target_compile_options(pgpoll_flags INTERFACE -O2 -fsanitize-coverage=inline-8bit-counters,pc-table)
+endif()
+
 if(PGPOLL_LTO)
   include(CheckIPOSupported)
   check_ipo_supported()

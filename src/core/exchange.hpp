@@ -10,6 +10,7 @@
 #include <coroutine>
 #include <cstdint>
 #include <exception>
+#include <list>
 #include <optional>
 #include <string>
 #include <utility>
@@ -30,9 +31,10 @@ struct exchange {
 // The node of an exchange in the session's queues.
 struct exchange_promise {
   template <typename... Arguments>
-  exchange_promise(session&, const operation_ptr& of, const Arguments&...) : op(of) {}
+  exchange_promise(session&, const operation_ptr& of, const Arguments&...) : op(of), place(1, of) {}
 
   operation_ptr op;
+  std::list<operation_ptr> place;        // among the completed ones: to end needs no memory
   std::coroutine_handle<> resume_point;  // the innermost suspended frame
   waiting wait = waiting::nothing;
   std::optional<std::uint64_t> first_byte;  // its place in the stream of bytes, once written

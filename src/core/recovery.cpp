@@ -99,21 +99,26 @@ bool session::may_run_again(const exchange_promise& p) const {
   return !p.bound && op.statement && op.statement->stale;
 }
 
-// It waits in front of all that is unsent, behind others of its kind.
+// It waits in front of all that is unsent, behind others of its kind. Whatever may throw comes first.
 void session::run_again(exchange_promise& p) {
   const auto op = p.op;
-  detach(p);
-  op->again = true;
-  op->results.clear();
   if (op->sql.empty() && op->statement) op->sql = op->statement->sql;
-  op->statement = nullptr;
-  auto dialogue = op->kind == operation::kind::prepare ? prepare_statement(op) : execute(op);
+  const auto dialogue = op->kind == operation::kind::prepare ? prepare_statement(op) : execute(op);
   auto& next = dialogue.handle.promise();
   next.wait = waiting::write_turn;
-  op->exchange = &next;
-  ++in_flight_;
   const auto behind = std::find_if(writing_.begin(), writing_.end(), [](const auto* each) { return !each->op->again; });
-  writing_.insert(behind, &next);
+  try {
+    writing_.insert(behind, &next);
+  } catch (...) {
+    dialogue.handle.destroy();
+    throw;
+  }
+  detach(p);
+  ++in_flight_;
+  op->exchange = &next;
+  op->again = true;
+  op->results.clear();
+  op->statement = nullptr;
 }
 
 }  // namespace pgpoll::core

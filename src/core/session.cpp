@@ -31,13 +31,14 @@ failure_ptr failure_of(enum failure::kind kind, std::string message,
 session::session(settings options)
     : settings_(std::move(options)),
       cache_(settings_.statement_cache_size != 0 ? settings_.statement_cache_size : max_descriptions,
-             settings_.statement_cache_bytes) {
+             settings_.statement_cache_bytes),
+      out_of_memory_(failure_of(failure::kind::lost, "connection lost: out of memory")) {
   inbound_.limit(unauthenticated_limit);
 }
 
 session::~session() {
   for (auto& op : completed_) op->exchange = nullptr;
-  fail_all(failure_of(failure::kind::closed, "closed"));
+  fail_all(ending(failure::kind::closed, "closed"));
 }
 
 // ---- requests
@@ -102,22 +103,25 @@ operation_ptr session::start_command(std::string sql) {
 operation_ptr session::start_cancel(cancel_key key) {
   auto op = admit(operation::kind::cancel);
   if (op->done()) return op;
+  auto dialogue = cancel(op, std::move(key));
   state_ = state::closing;
-  return begin(op, cancel(op, std::move(key)));
+  return begin(std::move(op), dialogue);
 }
 
 operation_ptr session::start_close() {
   if (closing_) return closing_;
-  closing_ = std::make_shared<operation>();
-  closing_->kind = operation::kind::close;
+  auto op = std::make_shared<operation>();
+  op->kind = operation::kind::close;
   if (state_ == state::fresh || state_ == state::ended) {
-    fail_all(failure_of(failure::kind::closed, "closed"));
-    closing_->state = operation::state::succeeded;
-    completed_.push_back(closing_);
-    return closing_;
+    completed_.push_back(op);
+    op->state = operation::state::succeeded;
+    fail_all(ending(failure::kind::closed, "closed"));
+    return closing_ = std::move(op);
   }
+  auto dialogue = close(op);
+  closing_ = op;
   state_ = state::closing;
-  return begin(closing_, close(closing_));
+  return begin(std::move(op), dialogue);
 }
 
 void session::abandon(operation& op) {
@@ -133,7 +137,7 @@ void session::abandon(operation& op) {
     case operation::kind::drain:
       return;
     case operation::kind::connect:
-      return fail_all(failure_of(failure::kind::closed, "closed: the connecting task went away"));
+      return fail_all(ending(failure::kind::closed, "closed: the connecting task went away"));
     default:
       break;
   }
@@ -141,7 +145,7 @@ void session::abandon(operation& op) {
     finish(p, operation::state::cancelled);
   } else if (!p.synced && !p.sync_waits && !p.draining) {
     // It waits for its description, or the arguments: no Bind, but its Sync, at once.
-    sync(p);
+    guarded([&] { sync(p); });
   }
 }
 
@@ -166,8 +170,8 @@ void session::supply(operation& op, std::string arguments) {
 
 void session::refuse(operation& op) {
   if (op.exchange == nullptr || op.exchange->wait != waiting::arguments) return;
-  op.exchange->answered = true;
   fail_later(*op.exchange, failure_of(failure::kind::refused, "the arguments could not be encoded"));
+  op.exchange->answered = true;
 }
 
 // ---- outcomes
@@ -192,6 +196,7 @@ void session::take(const operation& op) {
 
 void session::finish(exchange_promise& p, enum operation::state outcome, failure_ptr error) {
   const auto op = std::move(p.op);
+  auto place = std::move(p.place);
   const auto first_byte = p.first_byte;
   detach(p);
   op->exchange = nullptr;
@@ -203,7 +208,7 @@ void session::finish(exchange_promise& p, enum operation::state outcome, failure
   op->state = op->abandoned ? operation::state::cancelled : outcome;
   op->error = std::move(error);
   if (op->kind == operation::kind::drain) cancelling_ = cancelling::no;
-  if (!op->abandoned) completed_.push_back(op);
+  if (!op->abandoned) completed_.splice(completed_.end(), place);
 }
 
 // Takes an exchange out of every queue, and ends it.
@@ -220,27 +225,37 @@ void session::detach(exchange_promise& p) {
   --in_flight_;
 }
 
-void session::fail(failure why) {
-  fail_all(std::make_shared<const failure>(std::move(why)));
+void session::fail(failure why) noexcept {
+  try {
+    fail_all(std::make_shared<const failure>(std::move(why)));
+  } catch (const std::bad_alloc&) {
+    fail_all(out_of_memory_);
+  }
 }
 
-void session::fail_all(failure_ptr why) {
+// What everybody is told; where there is no memory to say it, that.
+failure_ptr session::ending(enum failure::kind kind, const char* text, failure_ptr cause) const noexcept {
+  try {
+    return failure_of(kind, text, nullptr, std::move(cause));
+  } catch (const std::bad_alloc&) {
+    return out_of_memory_;
+  }
+}
+
+void session::fail_all(failure_ptr why) noexcept {
   if (state_ == state::ended) return;
   state_ = state::ended;
   why_ended_ = why;
-  std::vector<exchange_promise*> waiting_ones(replies_.begin(), replies_.end());
   const auto* const head = replies_.empty() ? nullptr : replies_.front();
-  if (writer_ != nullptr && !writer_->in_replies) waiting_ones.push_back(writer_);
-  waiting_ones.insert(waiting_ones.end(), writing_.begin(), writing_.end());
-  const auto rest =
-      why->kind == failure::kind::closed ? why : failure_of(failure::kind::lost, "connection lost", nullptr, why);
-  for (auto* p : waiting_ones) {
-    const bool told = p == head || p->op->kind == operation::kind::connect;
-    finish(*p, operation::state::failed,
-           p->error ? p->error
-           : told   ? why
-                    : rest);  // its own error may have come already
-  }
+  const auto rest = why->kind == failure::kind::closed ? why : ending(failure::kind::lost, "connection lost", why);
+  const auto tell = [&](exchange_promise& p) {
+    const bool told = &p == head || p.op->kind == operation::kind::connect;
+    finish(p, operation::state::failed,
+           p.error ? p.error : told ? why : rest);  // its own error may have come already
+  };
+  while (!replies_.empty()) tell(*replies_.front());
+  if (writer_ != nullptr) tell(*writer_);
+  while (!writing_.empty()) tell(*writing_.front());
 }
 
 // The server closed its side, and all that it said before has been served.
@@ -263,11 +278,11 @@ void session::guarded(Work work) {
   try {
     work();
   } catch (const wire::protocol_violation& violation) {
-    fail(failure{failure::kind::protocol, violation.what(), nullptr, nullptr});
+    fail_all(ending(failure::kind::protocol, violation.what()));
   } catch (const authentication_error& error) {
-    fail(failure{failure::kind::authentication, error.what(), nullptr, nullptr});
+    fail_all(ending(failure::kind::authentication, error.what()));
   } catch (...) {  // out of memory: what was half written can't be taken back
-    fail(failure{failure::kind::lost, "connection lost: out of memory", nullptr, nullptr});
+    fail_all(out_of_memory_);
     throw;
   }
 }
@@ -280,8 +295,7 @@ void session::run(exchange_promise& p) {
   if (!p.handle().done()) return;
   if (p.thrown) {
     const auto thrown = p.thrown;
-    if (!p.in_replies && writer_ != &p)
-      finish(p, operation::state::failed, failure_of(failure::kind::closed, "closed"));
+    if (!p.in_replies && writer_ != &p) finish(p, operation::state::failed, out_of_memory_);
     std::rethrow_exception(thrown);
   }
   finish(p, p.error ? operation::state::failed : operation::state::succeeded, p.error);

@@ -9,10 +9,14 @@
 //
 // A session is a plain object. Each request is an exchange (exchange.hpp): a coroutine that only pump(), or the
 // start_* that creates it, resumes. No call here blocks, reads a clock or runs a caller's code.
+//
+// Where memory runs out a call throws std::bad_alloc, and has either done nothing or ended the session: what is half
+// written can't be taken back. To end one needs no memory.
 #pragma once
 
 #include <cstdint>
 #include <deque>
+#include <list>
 #include <map>
 #include <memory>
 #include <optional>
@@ -93,15 +97,15 @@ class session {
   void commit(std::size_t size) { inbound_.commit(size); }
   std::string_view outbound() const { return outbound_.unsent(); }
   void sent(std::size_t size);
-  void eof();              // the peer closed its side; what was received is served first
-  void fail(failure why);  // every operation ends; nothing more is read or written
+  void eof();                       // the peer closed its side; what was received is served first
+  void fail(failure why) noexcept;  // every operation ends; nothing more is read or written
   void pump();
   bool wants_pump() const;  // pump() could go on without new bytes: a long computation, or room to write again
 
   operation_ptr next_completed();  // the oldest finished one not yet taken; abandoned ones never appear
   bool has_completed() const { return !completed_.empty(); }
   void take(const operation& op);                                            // strikes it from the completed ones
-  const std::deque<operation_ptr>& completed() const { return completed_; }  // not yet taken, oldest first
+  const std::list<operation_ptr>& completed() const { return completed_; }  // not yet taken, oldest first
 
   bool open() const { return state_ == state::ready; }  // connected, and accepts requests
   bool accepting() const { return state_ == state::fresh || state_ == state::starting || state_ == state::ready; }
@@ -204,6 +208,8 @@ class session {
   void unasked(const wire::message& got);
   std::shared_ptr<const server_message> fields_of(const wire::message& got) const;
   void end_by_peer();
+  failure_ptr ending(enum failure::kind kind, const char* text, failure_ptr cause = nullptr) const noexcept;
+  void fail_all(failure_ptr why) noexcept;
 
   // A second attempt (recovery.cpp).
   bool may_run_again(const exchange_promise& p) const;
@@ -211,7 +217,6 @@ class session {
   void detach(exchange_promise& p);
   void note_dropped(exchange_promise& p, const server_message& error);
   void forget(const statement& dropped);
-  void fail_all(failure_ptr why);
 
   settings settings_;
   inbound_bytes inbound_;
@@ -225,7 +230,7 @@ class session {
   std::deque<exchange_promise*> replies_;  // those whose replies are due, in the order written
   exchange_promise* running_ = nullptr;
   std::deque<operation_ptr> unencoded_;
-  std::deque<operation_ptr> completed_;
+  std::list<operation_ptr> completed_;
   std::size_t in_flight_ = 0;
   wire::message message_;  // pulled for the head
   operation_ptr closing_;  // the one Terminate that all closers share
@@ -235,6 +240,7 @@ class session {
   bool authenticated_ = false;
   std::shared_ptr<const server_message> fatal_;
   failure_ptr why_ended_;
+  failure_ptr out_of_memory_;  // made while there is some
 
   char transaction_status_ = '\0';
   std::map<std::string, std::string, std::less<>> parameters_;

@@ -79,7 +79,9 @@ ref message_fields(const core::server_message& message) {
   for (const auto& [code, value] : message.fields) {
     auto key = ref::steal(PyUnicode_FromOrdinal(static_cast<unsigned char>(code)));
     auto text = decoded(value);
-    if (!key || !text || PyDict_SetDefault(fields.get(), key.get(), text.get()) == nullptr) return {};
+    // The first of a kind counts. Not PyDict_SetDefault(): out of memory, 3.13's corrupts the dictionary.
+    const int known = key && text ? PyDict_Contains(fields.get(), key.get()) : -1;
+    if (known < 0 || (known == 0 && PyDict_SetItem(fields.get(), key.get(), text.get()) < 0)) return {};
   }
   return fields;
 }

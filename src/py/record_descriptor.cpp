@@ -35,9 +35,8 @@ PyObject* record_index(record_descriptor* descriptor) {
     auto position = ref::steal(PyLong_FromSsize_t(i));
     if (!position) return nullptr;
     PyObject* name = PyTuple_GET_ITEM(descriptor->names, i);
-    PyObject* first = PyDict_SetDefault(index.get(), name, position.get());
-    if (first == nullptr || (first != position.get() && PyDict_SetItem(index.get(), name, twice.get()) < 0))
-      return nullptr;
+    const int known = PyDict_Contains(index.get(), name);
+    if (known < 0 || PyDict_SetItem(index.get(), name, (known == 0 ? position : twice).get()) < 0) return nullptr;
   }
   if (descriptor->index == nullptr) descriptor->index = index.release();
   return descriptor->index;

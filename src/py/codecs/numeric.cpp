@@ -53,6 +53,7 @@ PyObject* decimal_text(const wire_numeric& number) {
   PyObject* text = PyUnicode_New(size, 127);
   if (text == nullptr) return nullptr;
   char* p = static_cast<char*>(PyUnicode_DATA(text));
+  char* const begin = p;
   if (number.minus) *p++ = '-';
   unsigned rest = first;
   for (int i = first_size - 1; i >= 0; --i, rest /= 10) p[i] = static_cast<char>('0' + rest % 10);
@@ -61,6 +62,8 @@ PyObject* decimal_text(const wire_numeric& number) {
   if (number.scale > 0) *p++ = '.';
   for (int left = number.scale, weight = -1; left > 0; left -= 4, --weight)
     p = write_group(p, number.group(weight), std::min(left, 4));
+  // A numeric has no minus zero, whatever digits past its scale a server may send; a leading zero changes nothing.
+  if (number.minus && std::none_of(begin, p, [](char c) { return c >= '1' && c <= '9'; })) *begin = '0';
   return text;
 }
 

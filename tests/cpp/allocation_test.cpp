@@ -1,0 +1,273 @@
+// Memory that runs out: a dialogue is played over and over, each time with another allocation failing: once, or until
+// the call returns. What the caller sees is std::bad_alloc from the call that it made; then either the session has
+// ended and everybody was told, or nothing has happened and the call can be made again, after which the dialogue ends
+// as it always does.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/session.hpp"
+#include "failing_new.hpp"
+#include "messages.hpp"
+
+namespace pgpoll {
+namespace {
+
+using core::operation;
+using core::operation_ptr;
+using core::session;
+using namespace failing_new;
+using namespace messages;
+
+core::settings settings() {
+  core::settings options;
+  options.startup_parameters = {{"user", "ann"}, {"database", "shop"}};
+  options.user = "ann";
+  options.password = options.scram_password = "secret of more than fifteen bytes";
+  options.statement_cache_size = 1;
+  return options;
+}
+
+const std::string long_text(60, 'x');
+const std::string no_arguments(4, '\0');
+const std::string started = message('R', int32(0)) + message('S', text("server_version") + text(long_text)) +
+                            message('N', "S" + text("NOTICE") + "M" + text(long_text) + '\0') +
+                            message('K', int32(47) + "abcd") + ready();
+const std::string described = message('1') + message('t', int16(1) + int32(23)) + one_column();
+const std::string row = message('D', int16(1) + int32(60) + long_text);
+
+// One playing of a dialogue.
+struct playing {
+  std::optional<session> talk{std::in_place, settings()};
+  std::vector<operation_ptr> started;
+  std::vector<operation_ptr> handed;
+  bool ran_out = false;
+
+  // A call that can be made again where it failed and the session goes on.
+  template <typename Call>
+  void make(Call call) {
+    if (allocating(call)) return;
+    EXPECT_FALSE(std::exchange(ran_out, true)) << "one allocation fails, once";
+    EXPECT_TRUE(talk->ended() || allocating(call));
+  }
+
+  void start(const std::function<operation_ptr()>& verb) {
+    const auto in_flight = talk->in_flight();
+    operation_ptr op;
+    make([&] {
+      EXPECT_TRUE(talk->ended() || talk->in_flight() == in_flight) << "what could not be started is not in flight";
+      op = verb();
+    });
+    if (op) started.push_back(op);
+  }
+  void execute(const std::string& sql) {
+    start([&] {
+      auto known = talk->find_statement(sql);
+      return known ? talk->start_execute(known, no_arguments) : talk->start_execute(sql);
+    });
+  }
+
+  void receive(const std::string& bytes) {
+    std::span<char> room;
+    make([&] { room = talk->prepare(bytes.size()); });
+    std::memcpy(room.data(), bytes.data(), bytes.size());
+    talk->commit(bytes.size());
+    pump();
+  }
+  void pump() {
+    do make([&] { talk->pump(); });
+    while (!talk->ended() && (talk->wants_pump() || supply()));
+    make([&] {
+      while (auto done = talk->next_completed()) {
+        counted = false;
+        handed.push_back(done);
+        counted = true;
+      }
+    });
+    talk->sent(talk->outbound().size());
+  }
+  bool supply() {
+    auto op = talk->next_unencoded();
+    if (op) talk->supply(*op, no_arguments);
+    return op != nullptr;
+  }
+};
+
+using dialogue = void (*)(playing&);
+
+void connect(playing& p) {
+  p.start([&] { return p.talk->start_connect(); });
+  p.pump();
+}
+void connected(playing& p) {
+  connect(p);
+  p.receive(started);
+}
+
+void scram(playing& p) {
+  p.start([&] { return p.talk->start_connect(); });
+  p.make([&] { p.talk->pump(); });
+  const auto ask = message('R', int32(10) + text("SCRAM-SHA-256") + '\0');
+  std::memcpy(p.talk->prepare(ask.size()).data(), ask.data(), ask.size());
+  p.talk->commit(ask.size());
+  p.make([&] { p.talk->pump(); });
+  const auto outbound = p.talk->outbound();
+  const auto at = outbound.find("n,,n=,r=");
+  if (at == std::string_view::npos) return;
+  const auto nonce = std::string(outbound.substr(at + 8, 32));
+  p.receive(message('R', int32(11) + "r=" + nonce + "own,s=c2FsdA==,i=4097"));
+  p.receive(message('R', int32(12) + "v=" + std::string(43, 'A') + '='));
+}
+
+void md5(playing& p) {
+  connect(p);
+  p.receive(message('R', int32(5) + "salt"));
+  p.receive(started);
+}
+
+void queries(playing& p) {
+  connected(p);
+  p.execute("select 1 as a_name_of_more_than_fifteen_bytes");
+  p.receive(described);
+  p.receive(message('2') + row + row + message('C', text("SELECT 2")) + ready());
+  for (int i = 0; i < 3; ++i) p.execute("select 1 as a_name_of_more_than_fifteen_bytes");
+  p.execute("select 2 as a_name_of_more_than_fifteen_bytes");  // evicts the other once that is free
+  p.pump();
+  if (!p.talk->ended() && p.started.size() > 2) p.make([&] { p.talk->abandon(*p.started[2]); });
+  p.receive(message('2') + row + message('C', text("SELECT 1")) + ready());
+  p.receive(message('2') + row + error("ERROR", "22012") + ready());
+  p.receive(message('2') + message('C', text("SELECT 0")) + ready());
+  p.start([&] { return p.talk->start_prepare("select 3 as a_name_of_more_than_fifteen_bytes"); });
+  p.receive(described + ready());
+}
+
+void scripts(playing& p) {
+  connected(p);
+  p.start([&] { return p.talk->start_script("select; update, of more than fifteen bytes"); });
+  p.pump();
+  p.receive(one_column() + row + message('C', text("SELECT of more than fifteen bytes")));
+  p.receive(message('G', std::string(1, '\0') + int16(0)));
+  p.receive(error("ERROR", "57014") + ready());
+  p.start([&] { return p.talk->start_command("BEGIN"); });
+  p.start([&] { return p.talk->start_script("select pg_sleep(9)"); });
+  p.pump();
+  p.receive(message('1') + message('2') + message('C', text("BEGIN")) + ready('T'));
+  if (p.talk->ended() || p.started.size() < 4) return;
+  p.make([&] { p.talk->abandon(*p.started[3]); });
+  p.talk->cancel_started();
+  p.talk->cancel_ended();
+  p.receive(error("ERROR", "57014") + ready('E'));
+  p.receive(message('I') + ready('E'));
+}
+
+void closed(playing& p) {
+  connected(p);
+  p.execute("select 1 as a_name_of_more_than_fifteen_bytes");
+  p.start([&] { return p.talk->start_close(); });
+  p.receive(described);
+  p.receive(message('2') + message('C', text("SELECT 0")) + ready());
+  p.make([&] { p.talk->eof(); });
+  p.pump();
+}
+
+// Each of several requests has to be told.
+void in_flight(playing& p) {
+  connected(p);
+  for (int i = 0; i < 5; ++i) p.execute("select 1 as a_name_of_more_than_fifteen_bytes");
+  p.pump();
+  p.receive(described);
+}
+void fatal(playing& p) {
+  in_flight(p);
+  p.receive(message('2') + error("FATAL", "57P01"));
+}
+void lost(playing& p) {
+  in_flight(p);
+  p.make([&] { p.talk->eof(); });
+  p.pump();
+}
+void violated(playing& p) {
+  in_flight(p);
+  p.receive(message('c'));
+}
+void failed(playing& p) {
+  in_flight(p);
+  p.make([&] { p.talk->fail({core::failure::kind::lost, long_text, nullptr, nullptr}); });
+  EXPECT_TRUE(p.talk->ended());
+}
+void abandoned_connect(playing& p) {
+  connect(p);
+  if (!p.started.empty()) p.make([&] { p.talk->abandon(*p.started[0]); });
+  EXPECT_TRUE(p.talk->ended());
+}
+void destroyed(playing& p) {
+  in_flight(p);
+  EXPECT_TRUE(allocating([&] { p.talk.reset(); })) << "a destructor does not throw";
+}
+
+std::string outcome(const operation& op) {
+  return std::to_string(static_cast<int>(op.state)) + (op.error ? op.error->message : std::string());
+}
+
+std::vector<std::string> outcomes(const playing& p) {
+  std::vector<std::string> out;
+  for (const auto& each : p.started) out.push_back(outcome(*each));
+  return out;
+}
+
+void expect_all_told(playing& p) {
+  if (p.talk) {
+    EXPECT_EQ(p.talk->in_flight(), 0u);
+    while (auto done = p.talk->next_completed()) p.handed.push_back(done);
+  }
+  for (const auto& each : p.started) {
+    EXPECT_TRUE(each->done());
+    EXPECT_EQ(each->exchange, nullptr);
+    EXPECT_TRUE(each->state != operation::state::failed || each->error);
+    EXPECT_TRUE(!p.talk || std::count(p.handed.begin(), p.handed.end(), each) == (each->abandoned ? 0 : 1));
+  }
+}
+
+class allocation : public testing::TestWithParam<std::pair<const char*, dialogue>> {};
+
+TEST_P(allocation, each_fails_once) {
+  const auto play = GetParam().second;
+  std::vector<std::string> usual;
+  {
+    until_failure = made = 0;
+    playing p;
+    play(p);
+    usual = outcomes(p);
+  }
+  const auto all = made;
+  ASSERT_GT(all, 5u);
+  for (std::size_t nth = 1; nth <= 2 * all; ++nth) {
+    lasting = nth > all;
+    until_failure = lasting ? nth - all : nth;
+    playing p;
+    play(p);
+    EXPECT_EQ(until_failure, 0u);
+    if (p.talk && !p.talk->ended()) {
+      EXPECT_EQ(outcomes(p), usual);
+      p.talk->fail({core::failure::kind::lost, "the end", nullptr, nullptr});
+    }
+    expect_all_told(p);
+    if (HasFailure()) FAIL() << "allocation " << nth << " of " << all;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    dialogues, allocation,
+    testing::Values(std::pair{"scram", &scram}, std::pair{"md5", &md5}, std::pair{"queries", &queries},
+                    std::pair{"scripts", &scripts}, std::pair{"closed", &closed}, std::pair{"fatal", &fatal},
+                    std::pair{"lost", &lost}, std::pair{"violated", &violated}, std::pair{"failed", &failed},
+                    std::pair{"abandoned_connect", &abandoned_connect}, std::pair{"destroyed", &destroyed}),
+    [](const auto& each) { return each.param.first; });
+
+}  // namespace
+}  // namespace pgpoll

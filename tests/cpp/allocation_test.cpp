@@ -36,8 +36,7 @@ core::settings settings() {
 const std::string long_text(60, 'x');
 const std::string no_arguments(4, '\0');
 const std::string started = message('R', int32(0)) + message('S', text("server_version") + text(long_text)) +
-                            message('N', "S" + text("NOTICE") + "M" + text(long_text) + '\0') +
-                            message('K', int32(47) + "abcd") + ready();
+                            notice(long_text) + message('K', int32(47) + "abcd") + ready();
 const std::string described = message('1') + message('t', int16(1) + int32(23)) + one_column();
 const std::string row = message('D', int16(1) + int32(60) + long_text);
 

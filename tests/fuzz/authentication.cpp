@@ -193,7 +193,7 @@ class startup {
       case 14:
         return with.arrives(message('S', text("TimeZone") + text("UTC")));
       case 15:
-        return with.arrives(message('N', "S" + text("NOTICE") + "M" + text("note") + '\0'));
+        return with.arrives(notice("note"));
       case 16:
         return with.arrives(error(in.byte() % 2 == 0 ? "FATAL" : "ERROR", "28P01"));
       case 17:

@@ -29,8 +29,7 @@ namespace pgpoll::fuzz {
 
 inline void require(bool holds, const char* what, std::string_view detail = {}) {
   if (holds) return;
-  std::fprintf(stderr, "does not hold: %s%s%.*s\n", what, detail.empty() ? "" : ": ", static_cast<int>(detail.size()),
-               detail.data());
+  std::fprintf(stderr, "does not hold: %s: %s\n", what, std::string(detail).c_str());
   std::abort();
 }
 

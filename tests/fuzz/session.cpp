@@ -32,7 +32,7 @@ const std::string right_messages[] = {
     error("ERROR", "22012"),
     error("ERROR", "57014") + ready(),
     error("FATAL", "57P01"),
-    message('N', "S" + text("NOTICE") + "M" + text("note") + '\0'),
+    notice("note"),
     message('S', text("TimeZone") + text("UTC")),
     message('A', int32(1) + text("c") + text("")),
     message('G', std::string(1, '\0') + int16(1) + int16(0)),

@@ -78,6 +78,7 @@ class Driver:
             _TASK_TYPES,
             self._changed,
             CancelledError,
+            level_triggered=isinstance(self.loop, asyncio.SelectorEventLoop),  # libuv is not, after a reset
         )
 
     async def start(self) -> None:

@@ -1,0 +1,149 @@
+"""faults.md 2.1, rows 1 to 3: recorded dialogues with a real server, ended at every byte of either stream.
+
+Each flow is played once to learn how long its streams are, then with the connection cut, reset or silent after byte k.
+A flow ends in right answers or errors of ours, in time; the connection says at once that it is closed, or (silent) can
+be ended at once. PGPOLL_STRIDE: every how many bytes; 1 is all of them, some 15,000 cases for each loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+import pytest
+
+import pgpoll
+import server as _server
+from pgpoll import errors
+from proxy import End, Faults, Proxy
+from sanity import Sanity
+
+STRIDE = int(os.environ.get("PGPOLL_STRIDE", "131"))
+AT_ONCE = 12  # cases
+PATIENCE = 0.15  # seconds, of a verb; what is silent for so long is so for ever
+
+Connect = Callable[..., Awaitable[pgpoll.Connection]]
+Stream = Literal["server", "client"]
+
+
+async def plain(connect: Connect) -> list[Any]:
+    await connect(user="postgres")
+    return []
+
+
+async def scram(connect: Connect) -> list[Any]:
+    await connect(user="pgpoll_scram", password=_server.PASSWORD)
+    return []
+
+
+async def query(connect: Connect) -> list[Any]:
+    conn = await connect(user="postgres")
+    return [await expect(3, conn.fetchval("select $1::int4 + 1", 2, timeout=PATIENCE))]
+
+
+async def pipelined(connect: Connect) -> list[Any]:
+    conn = await connect(user="postgres")
+    one = "select $1::int4, 'five'"
+    return await asyncio.gather(*(expect(n, conn.fetchval(one, n, timeout=PATIENCE)) for n in range(5)))
+
+
+async def error_in_a_pipeline(connect: Connect) -> list[Any]:
+    conn = await connect(user="postgres")
+    return await asyncio.gather(
+        expect(1, conn.fetchval("select $1::int4", 1, timeout=PATIENCE)),
+        expect(errors.DivisionByZero, conn.fetchval("select 1 / $1::int4", 0, timeout=PATIENCE)),
+        expect(2, conn.fetchval("select $1::int4", 2, timeout=PATIENCE)),
+        expect(errors.SyntaxErrorOrAccessRuleViolation, conn.fetchval("selec", timeout=PATIENCE)),
+        expect(3, conn.fetchval("select $1::int4", 3, timeout=PATIENCE)),
+    )
+
+
+async def cancelled(connect: Connect) -> list[Any]:
+    """The server is told to stop, and the next request waits for the drain."""
+    conn = await connect(user="postgres")
+    first = await expect(None, conn.execute("select pg_sleep(20)", timeout=0.03))
+    return [first, await expect(7, conn.fetchval("select 7", timeout=PATIENCE * 2))]
+
+
+FLOWS = {each.__name__: each for each in (plain, scram, query, pipelined, error_in_a_pipeline, cancelled)}
+
+
+async def expect(answer: Any, request: Awaitable[Any]) -> BaseException | None:
+    """None for the right answer, which an error may be; else what was raised. A wrong answer is no outcome."""
+    try:
+        got = await request
+    except pgpoll.Error as error:
+        return None if isinstance(answer, type) and isinstance(error, answer) else error
+    assert got == answer, f"{answer} was answered by {got}"
+    return None
+
+
+async def play(sane: Sanity, name: str, faults: Faults) -> Proxy:
+    """One case."""
+    made: list[pgpoll.Connection] = []
+    proxy = sane.through(faults)
+
+    async def connect(**changes: Any) -> pgpoll.Connection:
+        how = sane.parameters(proxy, {"connect_timeout": PATIENCE if faults.end == "stall" else 5} | changes)
+        made.append(await pgpoll.connect(**how))
+        return made[0]
+
+    try:
+        async with asyncio.timeout(8):
+            raised = [each for each in await FLOWS[name](connect) if each is not None]
+    except pgpoll.Error as error:
+        raised = [error]
+    for error in raised:
+        assert isinstance(error, pgpoll.OperationalError), repr(error)
+        sane.examine(error)
+    for conn in made:
+        if faults.end in ("cut", "reset"):
+            await sane.until(lambda: conn.closed, 2)
+            with sane.raises(pgpoll.InterfaceError):
+                await conn.execute("select 1")
+        conn.terminate()
+        assert conn.closed
+    if faults.end is not None:
+        assert proxy.ended_at is not None or faults.stream == "client", "the proxy has done nothing"
+        silent = pgpoll.QueryTimeout if faults.end == "stall" else pgpoll.ConnectionLost
+        assert all(isinstance(each, (silent, pgpoll.ConnectionLost)) for each in raised), raised
+    proxy.close()
+    sane.proxies.remove(proxy)
+    return proxy
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", FLOWS)
+async def test_f01_f02_f03_at_every_byte(
+    assert_sane: Sanity, server: _server.Server, name: str, record_property: Callable[[str, object], None]
+) -> None:
+    assert_sane.dsn = server.dsn
+    assert_sane.blocking_allowed = True  # a dozen cases at once, each with its SCRAM and its proxy
+    whole = await play(assert_sane, name, Faults())
+    assert min(whole.streams.values()) > 50
+    ends: tuple[End, ...] = ("cut", "reset", "stall")
+    streams: tuple[Stream, ...] = ("server", "client")
+    start = list(FLOWS).index(name) * 7 % STRIDE  # not the same offsets of the start-up in each flow
+    cases = [
+        Faults(end=end, at=at, stream=stream)
+        for shift, end in enumerate(ends)
+        for stream in streams
+        for at in range((start + shift * 5) % STRIDE, whole.streams[stream], STRIDE)
+    ]
+    todo = iter(cases)
+
+    async def work() -> None:
+        for faults in todo:
+            try:
+                await play(assert_sane, name, faults)
+            except BaseException as error:
+                error.add_note(f"{name}, {faults}")
+                raise
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(AT_ONCE):
+            group.create_task(work())
+    record_property("cases", len(cases))
+    print(f"{name}: {len(cases)} cases")

@@ -40,7 +40,7 @@ class Faults:
     rate: float = 0.0  # bytes a second; 0: as fast as they come
     delay: float = 0.0  # each chunk is held back so long
     jitter: float = 0.0  # and at most so much longer
-    cancels: Literal["pass", "delay", "twice", "refuse", "hang", "reset"] = "pass"
+    cancels: Literal["pass", "delay", "twice", "drop", "hang", "reset", "refuse"] = "pass"  # "refuse": no longer listens
     cancel_delay: float = 0.0  # "delay": until it is delivered, its socket open; "twice": until the second delivery
     seed: int = 0
 
@@ -90,7 +90,7 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sockets: set[socket.socket] = set()
         self._closed = False
-        started().call_soon_threadsafe(self._spawn, self._accept())
+        started().call_soon_threadsafe(started().add_reader, self.listener, self._accept)
 
     def close(self) -> None:
         """End everything; when this returns no descriptor is left."""
@@ -111,12 +111,18 @@ class Proxy:
     # -- in the proxies' thread
 
     async def _close(self) -> None:
+        self._refuse()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for each in (self.listener, *self._sockets):
+        for each in self._sockets:
             each.close()
+
+    def _refuse(self) -> None:
+        if self.listener.fileno() >= 0:
+            started().remove_reader(self.listener)
+            self.listener.close()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = started().create_task(work)
@@ -128,10 +134,10 @@ class Proxy:
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, OSError):
             raise error
 
-    async def _accept(self) -> None:
-        loop = started()
-        while True:
-            client, _ = await loop.sock_accept(self.listener)
+    def _accept(self) -> None:
+        """A callback, for a task that is cancelled may lose what it has just accepted."""
+        with contextlib.suppress(BlockingIOError):
+            client, _ = self.listener.accept()
             self._keep(client)
             self._spawn(self._serve(client))
 
@@ -161,6 +167,8 @@ class Proxy:
         if struct.unpack("!ii", first[:8])[1] == CANCEL_REQUEST:
             return await self._cancel_request(client, first)
         self.connections += 1
+        if self.faults.cancels == "refuse":
+            self._refuse()
         link = _Link(self, self.faults, client, await self._connected())
         try:
             await link.run(first)
@@ -173,7 +181,7 @@ class Proxy:
         self.cancels += 1
         if faults.cancels == "hang":
             await asyncio.sleep(3600)
-        if faults.cancels == "refuse":
+        if faults.cancels == "drop":
             return self._drop(client)
         if faults.cancels == "reset":
             return self._reset(client)

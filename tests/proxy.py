@@ -274,12 +274,13 @@ class _Link:
     async def end(self) -> None:
         """The fault; does not return."""
         if self.faults.end == "reset":
+            # No socket is closed while a pump may be registered with it: run() ends them first.
+            self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.proxy._told()
-            self.proxy._reset(self.client)
         elif self.faults.end == "cut":
             self.proxy._told()
             self.client.shutdown(socket.SHUT_WR)
-            self.server.close()
+            self.server.shutdown(socket.SHUT_RDWR)
             await self.drain()
         else:
             self.proxy._told()

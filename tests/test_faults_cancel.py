@@ -29,12 +29,10 @@ RUNS = int(os.environ.get("PGPOLL_RUNS", "1"))
 CHAOS = int(os.environ.get("PGPOLL_CHAOS", "600"))
 SEED = int(os.environ.get("PGPOLL_FIRST_SEED", "0"))
 
-Verb = Callable[[pgpoll.Connection, Any], Coroutine[Any, Any, Any]]
 
-
-async def in_transaction(conn: pgpoll.Connection, verb: Coroutine[Any, Any, Any]) -> Any:
+async def in_transaction(conn: pgpoll.Connection) -> Any:
     async with conn.transaction():
-        return await verb
+        return await conn.fetchval("select 1")
 
 
 async def nested(conn: pgpoll.Connection) -> Any:
@@ -73,7 +71,7 @@ VERBS: dict[str, Callable[[pgpoll.Connection], Coroutine[Any, Any, Any]]] = {
     "prepared fetch": lambda c: prepared(c, "fetch"),
     "prepared fetchrow": lambda c: prepared(c, "fetchrow"),
     "prepared fetchval": lambda c: prepared(c, "fetchval"),
-    "transaction": lambda c: in_transaction(c, c.fetchval("select 1")),
+    "transaction": in_transaction,
     "transaction, savepoint": nested,
     "start, commit": lambda c: by_hand(c, "commit"),
     "start, rollback": lambda c: by_hand(c, "rollback"),

@@ -66,7 +66,7 @@ async def error_in_a_pipeline(connect: Connect, patience: float) -> list[Any]:
 async def cancelled(connect: Connect, patience: float) -> list[Any]:
     """The server is told to stop, and the next request waits for the drain."""
     conn = await connect(user="postgres")
-    first = await expect(pgpoll.QueryTimeout, conn.execute("select pg_sleep(20)", timeout=0.03))
+    first = await expect(pgpoll.QueryTimeout, conn.execute("select pg_sleep(1)", timeout=0.03))
     return [first, await expect(7, conn.fetchval("select 7", timeout=patience))]
 
 
@@ -143,7 +143,8 @@ async def test_f01_f02_f03_at_every_byte(
         nonlocal reached
         for faults in todo:
             try:
-                reached += (await play(assert_sane, name, faults)).ended_at is not None
+                proxy = await play(assert_sane, name, faults)
+                reached += proxy.ended_at is not None
             except BaseException as error:
                 error.add_note(f"{name}, {faults}")
                 raise

@@ -74,7 +74,13 @@ def await_there(coroutine: Coroutine[Any, Any, Any]) -> Any:
 class Proxy:
     """Listens on 127.0.0.1, `port`. `ended_at` is when (time.monotonic) the first connection's end was made."""
 
-    def __init__(self, host: str, port: int, faults: Faults = Faults()) -> None:  # noqa: B008 - frozen
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        faults: Faults = Faults(),  # noqa: B008 - frozen
+        listener: socket.socket | None = None,
+    ) -> None:
         self.upstream = (host, port)
         self.faults = faults
         self.streams = {"server": 0, "client": 0}  # bytes passed on, of all connections but CancelRequests
@@ -84,7 +90,7 @@ class Proxy:
         self.ended_at: float | None = None
         self.ended = threading.Event()
         self.dice = random.Random(faults.seed)
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.listener = listener or socket.create_server(("127.0.0.1", 0), backlog=256)
         self.listener.setblocking(False)
         self.port: int = self.listener.getsockname()[1]
         self._tasks: set[asyncio.Task[None]] = set()

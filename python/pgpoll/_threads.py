@@ -1,7 +1,8 @@
 """One connection for blocking callers: what _loop.py is for a loop, without asyncio.
 
 A verb holds the connection's mutex while it drives, in slices of SLICE_SECONDS with the GIL free, and gives it back
-while it waits for another thread's block. Each verb first finishes what an interrupted one has left: the CancelRequest
+while it waits for another thread's block. While threads wait in that way it gives way to them between slices, for one of
+them may have to give up. Each verb first finishes what an interrupted one has left: the CancelRequest
 under way, and the ends of blocks (`watch`). `cancel` and `terminate` never take the mutex.
 
 When a wait ends early (Ctrl-C, a timeout, whatever a signal handler raises) its request is abandoned; where it runs at
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SLICE_SECONDS = 0.1
+SHORT_SECONDS = 0.01  # of a slice while others wait
+GIVEN_SECONDS = 0.001
 INTERRUPT_SECONDS = 1.0
 CANCEL_SECONDS = 2.0
 CLOSE_SECONDS = 5.0
@@ -51,6 +54,7 @@ class Driver:
         self._watched: list[tuple[core.Operation[Any], Callable[[], None]]] = []
         self._cancel: tuple[core.Cancel, float] | None = None  # under way, and when its time is up
         self._driving = False
+        self._in_line = 0  # threads that wait without the mutex
         self._close: core.Operation[Any] | None = None
         self._why = ""  # set where we end it by ourselves
         self._pid = os.getpid()
@@ -69,8 +73,8 @@ class Driver:
                 operation = self.core.start_execute(sql, args, want)
                 self._driving = True
                 try:
-                    while not self.core.wait(operation, SLICE_SECONDS):
-                        pass
+                    while not self.core.wait(operation, SHORT_SECONDS if self._in_line else SLICE_SECONDS):
+                        self._give_way()
                     self._driving = False
                     return operation.result()
                 except BaseException:
@@ -167,7 +171,7 @@ class Driver:
         waited = monotonic() - turn.since
         if waited > PATIENCE_SECONDS and (complaint := self.blocks.complaint(waited)) is not None:
             _log.warning(complaint)
-        self._changed.wait(left)
+        self._line_up(left)
 
     def _drive(self, operation: core.Operation[Any], deadline: float | None, timeout: float | None) -> None:
         while not operation.done():
@@ -176,9 +180,25 @@ class Driver:
     def _wait_in_core(self, operation: core.Operation[Any], seconds: float) -> None:
         self._driving = True
         try:
-            self.core.wait(operation, seconds)
+            if not self.core.wait(operation, min(seconds, SHORT_SECONDS) if self._in_line else seconds):
+                self._give_way()
         finally:
             self._driving = False
+
+    def _give_way(self) -> None:
+        """Between two slices of driving: whoever else waits needs the mutex to see that its time is up."""
+        if self._in_line:
+            self._driving = False
+            self._line_up(GIVEN_SECONDS)
+            self._driving = True
+
+    def _line_up(self, seconds: float) -> None:
+        """Wait without the mutex for a change; who drives meanwhile does so in short slices."""
+        self._in_line += 1
+        try:
+            self._changed.wait(seconds)
+        finally:
+            self._in_line -= 1
 
     # -- what the blocks need
 

@@ -177,7 +177,7 @@ bool check_loop(connection_object* self) {
   if (running.get() == side.loop) return true;
   if (!running && !PyErr_ExceptionMatches(PyExc_RuntimeError)) return false;
   PyErr_Clear();
-  wrong_loop(side, running.get());
+  if (check_process(&self->base)) wrong_loop(side, running.get());  // in the child of a fork no loop runs, for asyncio
   return false;
 }
 

@@ -40,7 +40,9 @@ class Faults:
     rate: float = 0.0  # bytes a second; 0: as fast as they come
     delay: float = 0.0  # each chunk is held back so long
     jitter: float = 0.0  # and at most so much longer
-    cancels: Literal["pass", "delay", "twice", "drop", "hang", "reset", "refuse"] = "pass"  # "refuse": no longer listens
+    cancels: Literal["pass", "delay", "twice", "drop", "hang", "reset", "refuse"] = (
+        "pass"  # "refuse": no longer listens
+    )
     cancel_delay: float = 0.0  # "delay": until it is delivered, its socket open; "twice": until the second delivery
     seed: int = 0
 
@@ -78,7 +80,7 @@ class Proxy:
         self,
         host: str,
         port: int,
-        faults: Faults = Faults(),  # noqa: B008 - frozen
+        faults: Faults = Faults(),
         listener: socket.socket | None = None,
     ) -> None:
         self.upstream = (host, port)
@@ -104,7 +106,7 @@ class Proxy:
             self._closed = True
             await_there(self._close())
 
-    def heal(self, faults: Faults = Faults()) -> None:  # noqa: B008 - frozen
+    def heal(self, faults: Faults = Faults()) -> None:
         """From the next connection on: these faults."""
         self.faults = faults
 

@@ -53,13 +53,6 @@ def run_delay() -> float:
         return 0.0
 
 
-def waits_on_server(watcher: sync.Connection, pid: int, event: str) -> None:
-    """Returns when the backend `pid` waits for `event` (as pg_stat_activity names it): that it sleeps, say."""
-    deadline = time.monotonic() + 10
-    while watcher.fetchval("select wait_event from pg_stat_activity where pid = $1", pid) != event:
-        assert time.monotonic() < deadline, f"backend {pid} does not come to {event}"
-
-
 class Limit:
     """A block that may take so long, without the time in which this thread had no processor."""
 
@@ -167,7 +160,7 @@ class Sanity(Watched):
 
     async def until(self, condition: Callable[[], bool], seconds: float = 5) -> None:
         async with asyncio.timeout(seconds):
-            while not condition():
+            while not condition():  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
     async def ask(self, conn: pgpoll.Connection) -> None:

@@ -4,7 +4,6 @@ Rows 53, 54, 56 and 59 have their tables in test_conninfo.py, test_parameters.py
 do to the connection: nothing.
 """
 
-# ruff: noqa: PT012 - what raises is the end of a block
 from __future__ import annotations
 
 import asyncio
@@ -230,6 +229,5 @@ async def test_f60_a_long_wait_names_owner_and_place(
 
 def test_f60_two_verbs_at_once_blocking(assert_sane_sync: SyncSanity) -> None:
     conn = assert_sane_sync.connect()
-    with conn.transaction() as outer, conn.transaction():
-        with assert_sane_sync.raises(pgpoll.InterfaceError):
-            outer.commit()
+    with conn.transaction() as outer, conn.transaction(), assert_sane_sync.raises(pgpoll.InterfaceError):
+        outer.commit()

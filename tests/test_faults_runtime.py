@@ -1,6 +1,5 @@
 """faults.md 2.5, rows 77 to 87: the end of connections by garbage collection, loops, forks, signals and threads."""
 
-# ruff: noqa: PT012 - what raises is the end of a block
 from __future__ import annotations
 
 import asyncio
@@ -40,7 +39,8 @@ def open_sockets():
 """
 MAIN = {
     "asyncio": "def run(main): return asyncio.run(main)\n",
-    "uvloop": "import uvloop\ndef run(main):\n    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as r: return r.run(main)\n",
+    "uvloop": "import uvloop\ndef run(main):\n"
+    "    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:\n        return runner.run(main)\n",
 }
 
 
@@ -77,7 +77,8 @@ def test_f77_dropped(dsn: str, how: str, loop: str) -> None:
         "in a thread": "    before = open_sockets() - 1\n    box = [conn]\n    del conn\n"
         "    t = threading.Thread(target=box.clear)\n    t.start()\n    t.join()\n    await asyncio.sleep(0.1)\n"
         "    assert open_sockets() == before\n",
-        "in a cycle": "    before = open_sockets() - 1\n    cycle = [conn]\n    cycle.append(cycle)\n    del cycle, conn\n"
+        "in a cycle": "    before = open_sockets() - 1\n    cycle = [conn]\n    cycle.append(cycle)\n"
+        "    del cycle, conn\n"
         "    gc.collect()\n    await asyncio.sleep(0.05)\n    assert open_sockets() == before\n",
         "after the loop": "    return conn\n",
         "at exit": "    globals()['kept'] = conn\n",
@@ -239,7 +240,12 @@ def test_f79_fork(dsn: str, face: str) -> None:
         WAY
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
-    ways = ["os._exit(code)", "conn = None; gc.collect(); os._exit(code)", "conn.terminate(); os._exit(code)", "sys.exit(code)"]
+    ways = [
+        "os._exit(code)",
+        "conn = None; gc.collect(); os._exit(code)",
+        "conn.terminate(); os._exit(code)",
+        "sys.exit(code)",
+    ]
     if face == "asyncio":
         ways.pop()  # the child would go on with the parent's loop
         text = "async def main():\n    conn = await pgpoll.connect(dsn)\n"
@@ -433,7 +439,7 @@ def test_f81_a_signal_while_another_thread_drives(assert_sane_sync: SyncSanity) 
 async def test_f81_blocking_inside_a_loop(assert_sane: Sanity, dsn: str) -> None:
     """It blocks the loop, as any blocking call does, and works."""
     assert_sane.blocking_allowed = True
-    with sync.connect(dsn) as conn:  # noqa: ASYNC100
+    with sync.connect(dsn) as conn:
         assert conn.fetchval("select 1") == 1
 
 
@@ -466,8 +472,10 @@ async def test_f85_an_argument_raises(assert_sane: Sanity, raised: BaseException
                     await conn.fetchval(sql, Odd())
             finally:
                 Odd.action = None
-            assert type(caught.value) is type(raised) or caught.value.__cause__ is raised or isinstance(
-                caught.value, pgpoll.DataError
+            assert (
+                type(caught.value) is type(raised)
+                or caught.value.__cause__ is raised
+                or isinstance(caught.value, pgpoll.DataError)
             )
             await assert_sane.usable(conn)
 

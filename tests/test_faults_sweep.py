@@ -49,18 +49,19 @@ async def query(connect: Connect, patience: float) -> list[Any]:
 async def pipelined(connect: Connect, patience: float) -> list[Any]:
     conn = await connect(user="postgres")
     one = "select $1::int4, 'five'"
-    return await asyncio.gather(*(expect(n, conn.fetchval(one, n, timeout=patience)) for n in range(5)))
+    return list(await asyncio.gather(*(expect(n, conn.fetchval(one, n, timeout=patience)) for n in range(5))))
 
 
 async def error_in_a_pipeline(connect: Connect, patience: float) -> list[Any]:
     conn = await connect(user="postgres")
-    return await asyncio.gather(
+    five = await asyncio.gather(
         expect(1, conn.fetchval("select $1::int4", 1, timeout=patience)),
         expect(errors.DivisionByZero, conn.fetchval("select 1 / $1::int4", 0, timeout=patience)),
         expect(2, conn.fetchval("select $1::int4", 2, timeout=patience)),
         expect(errors.SyntaxError, conn.fetchval("selec", timeout=patience)),
         expect(3, conn.fetchval("select $1::int4", 3, timeout=patience)),
     )
+    return list(five)
 
 
 async def cancelled(connect: Connect, patience: float) -> list[Any]:
@@ -70,7 +71,9 @@ async def cancelled(connect: Connect, patience: float) -> list[Any]:
     return [first, await expect(7, conn.fetchval("select 7", timeout=patience))]
 
 
-FLOWS: dict[str, Flow] = {each.__name__: each for each in (plain, scram, query, pipelined, error_in_a_pipeline, cancelled)}
+FLOWS: dict[str, Flow] = {
+    each.__name__: each for each in (plain, scram, query, pipelined, error_in_a_pipeline, cancelled)
+}
 
 
 async def expect(answer: Any, request: Awaitable[Any]) -> BaseException | None:
@@ -99,13 +102,13 @@ async def play(sane: Sanity, name: str, faults: Faults) -> Proxy:
             raised = [each for each in await FLOWS[name](connect, patience) if each is not None]
     except pgpoll.Error as error:
         raised = [error]
-    for error in raised:
-        closed = isinstance(error, pgpoll.InterfaceError) and made and made[0].closed  # before it was asked
-        assert isinstance(error, pgpoll.OperationalError) or closed, repr(error)
-        sane.examine(error)
+    for each in raised:
+        closed = isinstance(each, pgpoll.InterfaceError) and made and made[0].closed  # before it was asked
+        assert isinstance(each, pgpoll.OperationalError) or closed, repr(each)
+        sane.examine(each)
     for conn in made:
         if faults.end in ("cut", "reset") and proxy.ended_at is not None:
-            await sane.until(lambda: conn.closed, 2)
+            await sane.until(lambda conn=conn: conn.closed, 2)  # type: ignore[misc]
             with sane.raises(pgpoll.InterfaceError):
                 await conn.execute("select 1")
         conn.terminate()

@@ -1,6 +1,5 @@
 """faults.md 2.1, rows 1 to 12 and 21: the network between the driver and a real server, through proxy.py."""
 
-# ruff: noqa: PT012 - what raises is the end of a block
 from __future__ import annotations
 
 import asyncio
@@ -78,7 +77,7 @@ async def test_f01_f02_while_idle(assert_sane: Sanity, end: End) -> None:
     await assert_sane.ask(conn)
     proxy.close()
     with assert_sane.at_once():
-        while not conn.closed:
+        while not conn.closed:  # noqa: ASYNC110
             await asyncio.sleep(0)
     await assert_sane.closed(conn)
 
@@ -105,7 +104,7 @@ async def test_f03_silence(assert_sane: Sanity, stream: Any) -> None:
     timed = asyncio.create_task(outcome(conn.fetch(ROWS + " -- " + "x" * 400, 2, timeout=0.2)))
     began = asyncio.get_running_loop().time()
     assert isinstance(await timed, pgpoll.QueryTimeout)
-    assert 0.19 <= asyncio.get_running_loop().time() - began
+    assert asyncio.get_running_loop().time() - began >= 0.19
     assert not task.done()
     with assert_sane.at_once(0.05):
         task.cancel()
@@ -136,7 +135,10 @@ SLOW = {
 async def test_f04_f05_the_same_answers_however_they_come(assert_sane: Sanity, name: str) -> None:
     async def answers(conn: pgpoll.Connection) -> list[Any]:
         found = await asyncio.gather(
-            *(conn.fetch("select $1::int4, i, repeat('x', 20) from generate_series(1, 20) as t(i)", n) for n in range(5)),
+            *(
+                conn.fetch("select $1::int4, i, repeat('x', 20) from generate_series(1, 20) as t(i)", n)
+                for n in range(5)
+            ),
             conn.executescript("select 1; create temp table slow (i int4); select 'two'"),
             outcome(conn.execute("select $1::int4 / 0", 1)),
             conn.prepare("select $1::text || 'x'"),
@@ -168,7 +170,7 @@ async def test_f05_ten_bytes_a_second_cost_no_time(assert_sane: Sanity) -> None:
 
 async def test_f07_it_heals(assert_sane: Sanity) -> None:
     """Held back for a second: the request is completed, by the same connection."""
-    proxy = assert_sane.through(Faults(delay=0.3))
+    proxy = assert_sane.through(Faults(delay=0.1))
     conn = await assert_sane.connect(proxy)
     pid = conn.backend_pid
     with assert_sane.raises(pgpoll.QueryTimeout):

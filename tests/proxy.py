@@ -48,13 +48,14 @@ class Faults:
 
     @classmethod
     def random(cls, dice: random.Random) -> Faults:
-        """A bad network, of which every connection ends some time."""
+        """A bad network: some connections end in the middle, some are late, some come in pieces."""
+        segment = dice.choice([0, 0, 0, -1, 7])
         return cls(
             end=dice.choice(["cut", "reset", None]),
             at=dice.randrange(1, 200_000),
-            segment=dice.choice([0, 0, -1, 7]),
-            delay=dice.choice([0, 0, 0.001, 0.01]),
-            jitter=dice.choice([0, 0.002, 0.02]),
+            segment=segment,
+            delay=0 if segment else dice.choice([0, 0, 0.001, 0.01]),
+            jitter=0 if segment else dice.choice([0, 0.002, 0.02]),
             cancels=dice.choice(["pass", "delay", "delay", "reset"]),
             cancel_delay=dice.random() * 0.2,
             seed=dice.randrange(1 << 30),

@@ -2,8 +2,8 @@
 
 A verb holds the connection's mutex while it drives, in slices of SLICE_SECONDS with the GIL free, and gives it back
 while it waits for another thread's block. While others wait so, it gives way to them between slices: the time of one
-may be up. Each verb first finishes what an interrupted one has left: the CancelRequest under way, and the ends of blocks
-(`watch`). `cancel` and `terminate` never take the mutex.
+may be up. Each verb first finishes what an interrupted one has left: the CancelRequest under way, and the ends of
+blocks (`watch`). `cancel` and `terminate` never take the mutex.
 
 When a wait ends early (Ctrl-C, a timeout, whatever a signal handler raises) its request is abandoned; where it runs at
 the server, a CancelRequest is driven to its end there and then, for INTERRUPT_SECONDS at most.

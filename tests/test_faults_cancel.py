@@ -269,18 +269,6 @@ async def test_f66_a_late_cancel_request(assert_sane: Sanity, how: Any) -> None:
     assert proxy.cancels > 5
 
 
-async def test_f66_the_kit_would_see_a_stray_cancel(assert_sane: Sanity) -> None:
-    """A CancelRequest that nobody waits for does hit the next request: what the test above forbids can happen."""
-    proxy = assert_sane.through()
-    conn = await assert_sane.connect(proxy)
-    request = conn._core.start_cancel()
-    request.poll()
-    running = asyncio.create_task(conn.execute("select pg_sleep(0.3)"))
-    await asyncio.sleep(0.02)
-    del request  # its end is not waited for
-    await quiet(lambda: running)
-
-
 @pytest.mark.parametrize("how", ["hang", "refuse", "reset", "drop"])
 async def test_f67_the_cancel_requests_socket_fails(
     assert_sane: Sanity, monkeypatch: pytest.MonkeyPatch, how: Any

@@ -164,21 +164,15 @@ def test_f78_a_cancel_is_running_when_the_loop_stops(dsn: str, loop: str) -> Non
     stderr = program(
         dsn,
         """
-import urllib.parse
-deaf = socket.create_server(("127.0.0.1", 0))
 async def main():
     conn = await pgpoll.connect(dsn)
-    key = conn._core
-    there = urllib.parse.urlsplit(dsn)
-    # The CancelRequest goes to the same address, so the server is frozen where it would be taken.
     task = asyncio.ensure_future(conn.execute("select pg_sleep(5)"))
     await asyncio.sleep(0.05)
     task.cancel()
     await asyncio.sleep(0)
-    assert conn._driver._cancel is not None or key.in_flight
+    assert conn._driver._cancel is not None
     conn.terminate()
 run(main())
-deaf.close()
 gc.collect()
 assert open_sockets() == 0, open_sockets()
 """,

@@ -70,8 +70,7 @@ async def test_f02_a_reset_behind_unread_data(assert_sane: Sanity, size: int) ->
     assert "reset" in str(error)
 
 
-@pytest.mark.parametrize("end", ENDS)
-async def test_f01_f02_while_idle(assert_sane: Sanity, end: End) -> None:
+async def test_f01_while_idle(assert_sane: Sanity) -> None:
     proxy = assert_sane.through()
     conn = await assert_sane.connect(proxy)
     await assert_sane.ask(conn)

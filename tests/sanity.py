@@ -60,7 +60,7 @@ class Limit:
         self.seconds = seconds
 
     def __enter__(self) -> Self:
-        self.began, self.delay = time.monotonic(), run_delay()
+        self.delay, self.began = run_delay(), time.monotonic()  # in this order: what lies between is not counted
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -217,7 +217,7 @@ class Sanity(Watched):
 
     async def _beat(self) -> None:
         while True:
-            began, delay = time.monotonic(), run_delay()
+            delay, began = run_delay(), time.monotonic()
             await asyncio.sleep(0.005)
             self.worst = max(self.worst, time.monotonic() - began - 0.005 - (run_delay() - delay))
 

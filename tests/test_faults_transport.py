@@ -399,6 +399,7 @@ def test_f23_more_than_1024_descriptors_blocking(assert_sane_sync: SyncSanity) -
 
 async def test_f23_no_descriptor_is_left_to_connect(assert_sane: Sanity) -> None:
     """EMFILE is an error of ours; and where the CancelRequest gets none, its connection ends."""
+    assert_sane.blocking_allowed = True  # the heartbeat can't open its file either
     conn = await assert_sane.connect()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.ExitStack() as stack:

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
 
+import sanity as _sanity
 import server as _server
 from pgpoll import conninfo
 
@@ -47,3 +48,17 @@ def dsn(request: pytest.FixtureRequest) -> str:
         return given
     running: _server.Server = request.getfixturevalue("server")
     return running.dsn
+
+
+@pytest.fixture
+async def assert_sane(dsn: str, caplog: pytest.LogCaptureFixture) -> AsyncIterator[_sanity.Sanity]:
+    """U1 to U8 of what was done with it, when the test ends; see sanity.py."""
+    async with _sanity.Sanity(dsn, caplog) as sane:
+        yield sane
+
+
+@pytest.fixture
+def assert_sane_sync(dsn: str, caplog: pytest.LogCaptureFixture) -> Iterator[_sanity.SyncSanity]:
+    """The same for the blocking face."""
+    with _sanity.SyncSanity(dsn, caplog) as sane:
+        yield sane

@@ -618,3 +618,15 @@ def test_saslprep_in_options() -> None:
 @given(st.text())
 def test_saslprep_takes_any_text(password: str) -> None:
     conninfo.saslprep(password)
+
+
+def test_keepalives_and_user_timeout() -> None:
+    options = conninfo.parse()
+    assert (options.keepalives, options.keepalives_idle, options.keepalives_interval) == (True, 15, 5)
+    assert (options.keepalives_count, options.tcp_user_timeout) == (3, 30_000)
+    options = conninfo.parse("keepalives=0 keepalives_idle=' 7 ' keepalives_interval=-1 tcp_user_timeout=0")
+    assert (options.keepalives, options.keepalives_idle, options.keepalives_interval) == (False, 7, 0)
+    assert (options.keepalives_count, options.tcp_user_timeout) == (3, 0)
+    assert conninfo.parse(tcp_user_timeout=5).tcp_user_timeout == 5
+    for value in ("x", "1.5", "1_0", "2147483648", "1 2", "-"):
+        assert "tcp_user_timeout must be an integer" in refused(tcp_user_timeout=value)

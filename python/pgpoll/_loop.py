@@ -88,6 +88,7 @@ class Driver:
             self._changed,
             self._notices_came,
             CancelledError,
+            level_triggered=isinstance(self.loop, asyncio.SelectorEventLoop),  # libuv is not, after a reset
         )
 
     async def start(self) -> None:

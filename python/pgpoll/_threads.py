@@ -1,8 +1,9 @@
 """One connection for blocking callers: what _loop.py is for a loop, without asyncio.
 
 A verb holds the connection's mutex while it drives, in slices of SLICE_SECONDS with the GIL free, and gives it back
-while it waits for another thread's block. Each verb first finishes what an interrupted one has left: the CancelRequest
-under way, and the ends of blocks (`watch`). `cancel` and `terminate` never take the mutex.
+while it waits for another thread's block. While others wait so, it gives way to them between slices: the time of one
+may be up. Each verb first finishes what an interrupted one has left: the CancelRequest under way, and the ends of
+blocks (`watch`). `cancel` and `terminate` never take the mutex.
 
 When a wait ends early (Ctrl-C, a timeout, whatever a signal handler raises) its request is abandoned; where it runs at
 the server, a CancelRequest is driven to its end there and then, for INTERRUPT_SECONDS at most.
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SLICE_SECONDS = 0.1
+SHORT_SECONDS = 0.01  # of a slice while others wait
+GIVEN_SECONDS = 0.001
 INTERRUPT_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
 PATIENCE_SECONDS = 5.0
@@ -57,6 +60,7 @@ class Driver:
         self._abandoned = 0, 0.0  # the number of what runs and nobody awaits, and since when that is known
         self._stray = 0.0  # until when a CancelRequest may still strike; 0: none may
         self._driving = False
+        self._in_line = 0  # threads that wait without the mutex
         self._close: core.Operation[Any] | None = None
         self._why = ""  # set where we end it by ourselves
         self._pid = os.getpid()
@@ -80,7 +84,8 @@ class Driver:
                 try:
                     operation = self.core.start_execute(sql, args, want)
                     self._driving = True
-                    while not self.core.wait(operation, SLICE_SECONDS):
+                    while not self.core.wait(operation, SHORT_SECONDS if self._in_line else SLICE_SECONDS):
+                        self._give_way()
                         if self.core._news:
                             self._driving = False
                             self._notices.hand_over(NOTICES_SECONDS)
@@ -199,7 +204,7 @@ class Driver:
         waited = monotonic() - turn.since
         if waited > PATIENCE_SECONDS and (complaint := self.blocks.complaint(waited)) is not None:
             _log.warning(complaint)
-        self._changed.wait(left)
+        self._line_up(left)
 
     def _drive(self, operation: core.Operation[Any], deadline: float | None, timeout: float | None) -> None:
         while not operation.done():
@@ -210,9 +215,25 @@ class Driver:
     def _wait_in_core(self, operation: core.Operation[Any], seconds: float) -> None:
         self._driving = True
         try:
-            self.core.wait(operation, seconds)
+            if not self.core.wait(operation, min(seconds, SHORT_SECONDS) if self._in_line else seconds):
+                self._give_way()
         finally:
             self._driving = False
+
+    def _give_way(self) -> None:
+        """Between two slices of driving: whoever else waits needs the mutex to see that its time is up."""
+        if self._in_line:
+            self._driving = False
+            self._line_up(GIVEN_SECONDS)
+            self._driving = True
+
+    def _line_up(self, seconds: float) -> None:
+        """Wait without the mutex for a change; who drives meanwhile does so in short slices."""
+        self._in_line += 1
+        try:
+            self._changed.wait(seconds)
+        finally:
+            self._in_line -= 1
 
     # -- what the blocks need
 

@@ -52,6 +52,17 @@ class Options(NamedTuple):
     """Requests in flight, queued, and waiting for a transaction; one more raises BusyError. None has no limit."""
     connect_timeout: float | None = None
     """Seconds for connecting, all addresses together; None has no limit."""
+    keepalives: bool = True
+    """Whether the kernel asks a silent peer (TCP only) whether it is still there: the next three say when."""
+    keepalives_idle: int = 15
+    """Seconds of silence before the first question; 0 is the system's own value, here and in the next two."""
+    keepalives_interval: int = 5
+    """Seconds between questions."""
+    keepalives_count: int = 3
+    """Questions without an answer that end the connection."""
+    tcp_user_timeout: int = 30_000
+    """Milliseconds (TCP only) that what was sent may stay unacknowledged; 0 is the system's own value. Off while more
+    than 32 KiB are on their way: the kernel would not tell a server that is busy from one that is gone."""
     lookup_failures: tuple[str, ...] = ()
     """Why names among several hosts have no address, one message each; empty as long as nothing failed."""
 
@@ -76,6 +87,9 @@ def parse(dsn: str | None = None, /, **params: Any) -> Options:
     `dsn` is `postgresql://...` or `key=value ...`. `params` are libpq's keywords (`database` is `dbname`), pgpoll's own
     `statement_cache_size` (100), `max_pipeline` (1000), `max_queued` (None: no limit) and `connect_timeout` (seconds;
     None or 0: no limit), and server settings of type str, bool or int; None is as if not given. Raises InterfaceError.
+
+    Other than libpq, a peer that has vanished is noticed in 30 s by default: `keepalives_idle` is 15 (seconds),
+    `keepalives_interval` 5, `keepalives_count` 3 and `tcp_user_timeout` 30000 (milliseconds), all for TCP only.
     """
     dsn = _hide(dsn, params)
     try:
@@ -115,6 +129,11 @@ def _parse(dsn: str | None, params: dict[str, Any]) -> Options:
         max_pipeline=_count("max_pipeline", own.get("max_pipeline"), 1, MAX_PIPELINE),
         max_queued=_count("max_queued", own["max_queued"], 1, 1) if own.get("max_queued") is not None else None,
         connect_timeout=_seconds(values.get("connect_timeout")),
+        keepalives=_number(values, "keepalives", 1) != 0,
+        keepalives_idle=_number(values, "keepalives_idle", 15),
+        keepalives_interval=_number(values, "keepalives_interval", 5),
+        keepalives_count=_number(values, "keepalives_count", 3),
+        tcp_user_timeout=_number(values, "tcp_user_timeout", 30_000),
     )
 
 
@@ -280,6 +299,18 @@ def _count(name: str, value: object, least: int, default: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
         raise InterfaceError(f"{name} must be an int, at least {least}")
     return value
+
+
+def _number(values: dict[str, str], name: str, default: int) -> int:
+    """As libpq reads an integer: of C's int, negative as 0."""
+    text = values.get(name)
+    if not text:
+        return default
+    digits = text.strip(SPACES)
+    plain = digits.removeprefix(digits[:1] if digits[:1] in ("+", "-") else "")
+    if not (plain.isascii() and plain.isdigit()) or len(plain) > 10 or not -(2**31) <= int(digits) < 2**31:
+        raise InterfaceError(f"{name} must be an integer")
+    return max(0, int(digits))
 
 
 def _seconds(text: str | None) -> float | None:

@@ -401,8 +401,11 @@ class Connection(_Driver):
         on_change: Callable[[int], object],
         on_notices: Callable[[], object],
         cancelled_error: type[BaseException],
+        level_triggered: bool = True,
     ) -> None:
         """Let an event loop drive it, by its functions.
+
+        `level_triggered` is False for one that may tell of an error once, and not again while something is unread.
 
         `on_change` gets WAIT_READ, WAIT_WRITE and CLOSED, when they or the descriptor changed, and whenever
         cancel_wanted() is not NONE. `on_notices` is called when there are some to take, before replies are handed out.

@@ -104,7 +104,7 @@ class session {
 
   operation_ptr next_completed();  // the oldest finished one not yet taken; abandoned ones never appear
   bool has_completed() const { return !completed_.empty(); }
-  void take(const operation& op);                                            // strikes it from the completed ones
+  void take(const operation& op);                                           // strikes it from the completed ones
   const std::list<operation_ptr>& completed() const { return completed_; }  // not yet taken, oldest first
 
   bool open() const { return state_ == state::ready; }  // connected, and accepts requests

@@ -32,8 +32,8 @@ core::failure failure_of(enum core::failure::kind kind, std::string message) {
 
 }  // namespace
 
-client::client(core::settings options, std::vector<address> addresses)
-    : session_(std::move(options)), addresses_(std::move(addresses)) {}
+client::client(core::settings options, std::vector<address> addresses, tcp_options tcp, std::string reasons)
+    : session_(std::move(options)), addresses_(std::move(addresses)), tcp_(tcp), reasons_(std::move(reasons)) {}
 
 int client::poll() {
   retired_.close();
@@ -126,7 +126,7 @@ client::attempt client::connect_to(const address& where, std::string& why) {
   } else {
     const auto endpoint = make_endpoint(where.literal, where.port, why);
     if (!endpoint) return attempt::failed;
-    error = socket_.connect(*endpoint);
+    error = socket_.connect(*endpoint, tcp_);
   }
   if (error == 0) return attempt::connected;
   if (error == EINPROGRESS) return attempt::in_progress;
@@ -151,6 +151,7 @@ void client::send() {
 }
 
 void client::receive() {
+  unread_ = false;
   for (std::size_t budget = receive_budget; !session_.ended();) {
     const auto room = session_.prepare(receive_room);
     const auto [size, error] = socket_.recv(room);
@@ -165,8 +166,13 @@ void client::receive() {
     session_.commit(size);
     session_.pump();
     // After a failed send what the server said is read to its end: nothing will wake us for the rest.
-    const bool short_read = size < room.size() && send_error_ == 0;
-    if (short_read || size >= budget) return;
+    const bool expecting = everything_ && session_.in_flight() != 0;
+    const bool short_read = size < room.size() && send_error_ == 0 && !expecting;
+    if (short_read) return;
+    if (size >= budget) {
+      unread_ = everything_;
+      return;
+    }
     budget -= size;
   }
 }

@@ -44,7 +44,8 @@ class tap {
 
 class client {
  public:
-  client(core::settings options, std::vector<address> addresses);
+  // `reasons`: why other addresses can't even be tried; for messages.
+  client(core::settings options, std::vector<address> addresses, tcp_options tcp = {}, std::string reasons = {});
   client(const client&) = delete;
   client& operator=(const client&) = delete;
 
@@ -56,6 +57,12 @@ class client {
   int flush();        // sends what it can and reads nothing: wait_write or 0. What fails is told by the next poll().
   int flags() const;  // what the last poll() returned, or would return after requests have been started since
 
+  // For a loop that is not level-triggered in one case: libuv tells of a reset once and forgets the descriptor. While
+  // replies are due poll() then receives until nothing is left; where its budget ends before, `unread()` asks for
+  // another one.
+  void read_everything() { everything_ = true; }
+  bool unread() const { return unread_ && !session_.ended(); }
+
   // Ends everything now: Terminate leaves if it can without blocking, every operation ends, whoever watches the
   // descriptor wakes. It stays open until close_fd().
   void terminate();
@@ -65,6 +72,7 @@ class client {
 
   int fileno() const { return socket_.fd(); }  // -1 without a socket
   const address* peer() const;                 // the one in use; null without a socket
+  const tcp_options& tcp() const { return tcp_; }
 
  private:
   enum class attempt { connected, in_progress, failed };
@@ -77,11 +85,14 @@ class client {
 
   core::session session_;
   std::vector<address> addresses_;
+  tcp_options tcp_;
   std::size_t current_ = 0;  // the address in use or tried
-  std::string reasons_;      // why those before it failed
+  std::string reasons_;      // why those before it failed, and those that could not be tried
   socket socket_;
   std::unique_ptr<tap> tap_;  // null as a rule
   socket retired_;            // the one before, for the caller to unregister
+  bool everything_ = false;
+  bool unread_ = false;
   bool started_ = false;
   bool connected_ = false;
   bool nothing_expected_ = true;  // nothing was in flight when the last poll() ended, and nothing was sent since

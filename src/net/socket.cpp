@@ -1,10 +1,12 @@
 #include "net/socket.hpp"
 
 #include <arpa/inet.h>
+#include <linux/sockios.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -52,14 +54,23 @@ void set_option(int fd, int level, int option, int value) {
   (void)::setsockopt(fd, level, option, &value, sizeof value);  // a refinement: without it the connection works too
 }
 
-// A peer that vanished while idle is noticed within 15 + 3 * 5 s. No TCP_USER_TIMEOUT: it would also end a
-// connection whose server is alive but busy and doesn't read what we have pipelined.
-void set_tcp_options(int fd) {
+void set_tcp_options(int fd, const tcp_options& tcp) {
   set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-  set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
-  set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, 15);
-  set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, 5);
-  set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, 3);
+  if (tcp.keepalives) {
+    set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+    if (tcp.keepalives_idle > 0) set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, tcp.keepalives_idle);
+    if (tcp.keepalives_interval > 0) set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, tcp.keepalives_interval);
+    if (tcp.keepalives_count > 0) set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, tcp.keepalives_count);
+  }
+  if (tcp.user_timeout > 0) set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, tcp.user_timeout);
+}
+
+// Less than what the kernel of a peer that reads nothing takes, whatever it is.
+constexpr std::size_t least_window = std::size_t{32} << 10;
+
+bool queue_is_empty(int fd) {
+  int unacknowledged = 0;
+  return ::ioctl(fd, SIOCOUTQ, &unacknowledged) == 0 && unacknowledged == 0;
 }
 
 transfer outcome(ssize_t result) {
@@ -98,12 +109,15 @@ std::string error_text(int error) {
   return std::system_category().message(error);
 }
 
-int socket::connect(const endpoint& where) {
+int socket::connect(const endpoint& where, const tcp_options& tcp) {
   const int family = where.storage.ss_family;
   close();
   fd_ = ::socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (fd_ < 0) return errno;
-  if (family != AF_UNIX) set_tcp_options(fd_);
+  user_timeout_ = family == AF_UNIX ? 0 : tcp.user_timeout;
+  unguarded_ = 0;
+  suspended_ = false;
+  if (family != AF_UNIX) set_tcp_options(fd_, tcp);
   if (::connect(fd_, reinterpret_cast<const sockaddr*>(&where.storage), where.size) == 0) return 0;
   return errno == EINTR ? EINPROGRESS : errno;  // an interrupted connect goes on by itself
 }
@@ -125,6 +139,7 @@ transfer socket::recv(std::span<char> room) {
   ssize_t result = 0;
   do result = ::recv(fd_, room.data(), room.size(), 0);
   while (result < 0 && errno == EINTR);
+  if (suspended_ && result > 0) guard_user_timeout(0);
   return outcome(result);
 }
 
@@ -132,7 +147,20 @@ transfer socket::send(std::string_view bytes) {
   ssize_t result = 0;
   do result = ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
   while (result < 0 && errno == EINTR);
-  return outcome(result);
+  const auto told = outcome(result);
+  if (user_timeout_ > 0) guard_user_timeout(told.size);
+  return told;
+}
+
+// Linux takes a peer whose receive window is closed for a dead one, also where it acknowledges every probe: a server
+// that is busy with one long query and doesn't read what was pipelined behind it would lose its connection. So while
+// more than any window may be on its way the timeout is off.
+void socket::guard_user_timeout(std::size_t sent) {
+  unguarded_ += sent;
+  if (unguarded_ < least_window) return;
+  const bool empty = queue_is_empty(fd_);
+  if (empty) unguarded_ = 0;
+  if (suspended_ == empty) set_option(fd_, IPPROTO_TCP, TCP_USER_TIMEOUT, (suspended_ = !empty) ? 0 : user_timeout_);
 }
 
 void socket::shutdown() {

@@ -120,7 +120,7 @@ PyObject* start_cancel(connection_object* self) {
   if (session.ended()) return raise_interface_error("the connection is closed");
   const auto* peer = self->client->peer();
   if (peer == nullptr || !session.key()) return raise_interface_error("the server has given no key to cancel with");
-  auto client = std::make_unique<net::client>(core::settings{}, std::vector<net::address>{*peer});
+  auto client = std::make_unique<net::client>(core::settings{}, std::vector<net::address>{*peer}, self->client->tcp());
   client->session().start_cancel(*session.key());
   client->start();
   if (!trace_if_asked(*client)) PyErr_WriteUnraisable(as_object(self));  // it matters more that it is sent

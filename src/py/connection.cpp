@@ -32,8 +32,12 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject* names) {
   return guarded([&]() -> PyObject* {
     core::settings settings;
     std::vector<net::address> addresses;
-    if (!read_settings(options, settings) || !read_addresses(options, addresses)) return nullptr;
-    auto client = std::make_unique<net::client>(std::move(settings), std::move(addresses));
+    net::tcp_options tcp;
+    std::string reasons;
+    if (!read_settings(options, settings) || !read_addresses(options, addresses) || !read_tcp_options(options, tcp) ||
+        !read_lookup_failures(options, reasons))
+      return nullptr;
+    auto client = std::make_unique<net::client>(std::move(settings), std::move(addresses), tcp, std::move(reasons));
     if (!trace_if_asked(*client)) return nullptr;
     auto* self = reinterpret_cast<connection_object*>(type->tp_alloc(type, 0));
     if (self == nullptr) return nullptr;

@@ -79,13 +79,14 @@ PyObject* wrong_loop(const loop_side& side, PyObject* running) {
 }
 
 PyObject* attach(PyObject* object, PyObject* args, PyObject* names) {
-  static const char* keywords[] = {"loop",       "call_soon", "current_task", "get_running_loop",
-                                   "task_types", "on_change", "on_notices",   "cancelled_error",
-                                   nullptr};
+  static const char* keywords[] = {"loop",      "call_soon",  "current_task",    "get_running_loop", "task_types",
+                                   "on_change", "on_notices", "cancelled_error", "level_triggered",  nullptr};
   auto& side = as_connection(object)->side;
   PyObject* given[8] = {};
-  if (!PyArg_ParseTupleAndKeywords(args, names, "OOOOO!OOO:_attach", const_cast<char**>(keywords), &given[0], &given[1],
-                                   &given[2], &given[3], &PyTuple_Type, &given[4], &given[5], &given[6], &given[7]))
+  int level_triggered = 1;
+  if (!PyArg_ParseTupleAndKeywords(args, names, "OOOOO!OOO|p:_attach", const_cast<char**>(keywords), &given[0],
+                                   &given[1], &given[2], &given[3], &PyTuple_Type, &given[4], &given[5], &given[6],
+                                   &given[7], &level_triggered))
     return nullptr;
   if (side.loop != nullptr) return raise_interface_error("the connection is attached to a loop already");
   auto context = ref::steal(PyContext_New());
@@ -100,6 +101,7 @@ PyObject* attach(PyObject* object, PyObject* args, PyObject* names) {
   side.cancelled_error = Py_NewRef(given[7]);
   side.context = context.release();
   side.fd = -1;
+  if (level_triggered == 0) as_connection(object)->client->read_everything();
   Py_RETURN_NONE;
 }
 
@@ -129,6 +131,12 @@ PyObject* waiter(PyObject* object, PyObject* operation) {
   });
 }
 
+// The next turn of the loop goes on reading, whether or not it says that there is something.
+bool read_on(connection_object* self) {
+  auto readable = ref::steal(PyObject_GetAttrString(as_object(self), "_on_readable"));
+  return readable && call_soon(self, readable.get(), nullptr, self->side.context);
+}
+
 PyObject* on_event(PyObject* object, PyObject*) {
   return guarded([&]() -> PyObject* {
     auto held = ref::borrow(object);
@@ -137,6 +145,7 @@ PyObject* on_event(PyObject* object, PyObject*) {
     int flags = 0;
     if (!advance(self, flags)) error.keep();
     if (!settle(self, true)) error.keep();
+    if (self->client->unread() && !read_on(self)) error.keep();
     if (!error.raise()) return nullptr;
     Py_RETURN_NONE;
   });
@@ -171,7 +180,7 @@ bool check_loop(connection_object* self) {
   if (running.get() == side.loop) return true;
   if (!running && !PyErr_ExceptionMatches(PyExc_RuntimeError)) return false;
   PyErr_Clear();
-  wrong_loop(side, running.get());
+  if (check_process(&self->base)) wrong_loop(side, running.get());  // in the child of a fork no loop runs, for asyncio
   return false;
 }
 

@@ -1,5 +1,8 @@
 #include "py/settings.hpp"
 
+#include <algorithm>
+#include <limits>
+
 #include "py/codecs/codecs.hpp"
 #include "py/errors.hpp"
 
@@ -35,6 +38,15 @@ bool read_size(PyObject* options, const char* name, std::size_t& out) {
   if (!value) return false;
   out = PyLong_AsSize_t(value.get());
   return PyErr_Occurred() == nullptr;
+}
+
+bool read_int(PyObject* options, const char* name, int& out) {
+  auto value = ref::steal(PyObject_GetAttrString(options, name));
+  if (!value) return false;
+  const long number = PyLong_AsLong(value.get());
+  if (PyErr_Occurred() != nullptr) return false;
+  out = static_cast<int>(std::clamp(number, 0L, long{std::numeric_limits<int>::max()}));
+  return true;
 }
 
 bool read_startup_parameters(PyObject* options, core::settings& out) {
@@ -92,6 +104,28 @@ bool read_addresses(PyObject* options, std::vector<net::address>& out) {
   for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.get()); ++i)
     if (!read_address(PySequence_Fast_GET_ITEM(items.get(), i), out.emplace_back())) return false;
   return true;
+}
+
+bool read_lookup_failures(PyObject* options, std::string& out) {
+  auto value = ref::steal(PyObject_GetAttrString(options, "lookup_failures"));
+  auto items = value ? ref::steal(PySequence_Fast(value.get(), "options.lookup_failures")) : ref();
+  if (!items) return false;
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(items.get()); ++i) {
+    std::string one;
+    if (!read_text(PySequence_Fast_GET_ITEM(items.get(), i), one)) return false;
+    out += (out.empty() ? "" : "; ") + one;
+  }
+  return true;
+}
+
+bool read_tcp_options(PyObject* options, net::tcp_options& out) {
+  int keepalives = 0;
+  if (!read_int(options, "keepalives", keepalives)) return false;
+  out.keepalives = keepalives != 0;
+  return read_int(options, "keepalives_idle", out.keepalives_idle) &&
+         read_int(options, "keepalives_interval", out.keepalives_interval) &&
+         read_int(options, "keepalives_count", out.keepalives_count) &&
+         read_int(options, "tcp_user_timeout", out.user_timeout);
 }
 
 }  // namespace pgpoll::py

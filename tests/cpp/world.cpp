@@ -312,7 +312,7 @@ void world::inspect(const frontend_message& got, int head_before) {
       if (got.type == 'X') return each.what == kind::close && each.op;
       if (got.type == 'B' && !got.argument.empty()) return got.argument == std::to_string(each.token);
       if (got.type == 'B') return &each == &requests_[static_cast<std::size_t>(writer_)];  // a command's
-      return each.word() == got.sql && each.op && !each.first_byte;
+      return each.word() == got.sql && each.op && (!each.first_byte || each.op->again);
     };
     const auto found = std::find_if(requests_.begin(), requests_.end(), is_its);
     say(found != requests_.end(), "a message of no request or of a finished one has left");

@@ -106,7 +106,7 @@ void call(conversation& with, std::uint8_t verb, input& in) {
     case 16:
       return with.let_go(in.byte());
     case 17:
-      talk.take_notices();
+      while (talk.next_notice()) continue;
       return;
     case 18:
       talk.eof();

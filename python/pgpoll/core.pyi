@@ -26,7 +26,7 @@ Two connections at once, each with many requests in flight, on selectors:
     def watch(selector, conn, registered):
         state = conn.poll()
         wanted = (selectors.EVENT_READ if state & core.WAIT_READ else 0) | (
-            selectors.EVENT_TRITE if state & core.WAIT_WRITE else 0)
+            selectors.EVENT_WRITE if state & core.WAIT_WRITE else 0)
         if registered != (conn.fileno(), wanted):
             if registered[1]:
                 selector.unregister(registered[0])

@@ -4,7 +4,7 @@
 // Its SQL is a handful of words; what comes back carries the token that was asked with, which is Bind's only argument
 // or else the last word of the text:
 //
-//   rows ...            two rows of the token, the second after some work    fail parse, fail bind, fail execute ...
+//   select ...          two rows of the token, the second after some work    fail parse, fail bind, fail execute ...
 //   copy ...            CopyInResponse                                       fail late    behind a row
 //   tag ...             no rows, the tag "TAG 41"                            fail sync    at Sync, behind
 //   CommandComplete
@@ -182,7 +182,7 @@ class model_server {
 
   void describe(const std::string& sql) {
     say(message('t', int16(1) + int32(23)));
-    const bool rows = sql.starts_with("rows") || sql.starts_with("fail late");
+    const bool rows = sql.starts_with("select") || sql.starts_with("fail late");
     say(rows ? row_of_int4("n") : message('n'));
   }
 
@@ -197,7 +197,7 @@ class model_server {
 
   void run() {
     in_transaction_ = true;
-    if (bound_.starts_with("rows")) {
+    if (bound_.starts_with("select")) {
       say(data_row());
       running_ = running::rows;
     } else if (bound_.starts_with("tag")) {
@@ -225,7 +225,7 @@ class model_server {
     ready();
   }
 
-  // A script is "rows 41; tag 41", or one word that is executed as it is.
+  // A script is "select 41; tag 41", or one word that is executed as it is.
   void query(const std::string& sql, bool hit) {
     simple_ = true;
     bound_ = sql;
@@ -237,7 +237,7 @@ class model_server {
       simple_ = false;
       return ready();
     }
-    if (sql.starts_with("rows") || sql.starts_with("fail late")) say(row_of_int4("n"));
+    if (sql.starts_with("select") || sql.starts_with("fail late")) say(row_of_int4("n"));
     run();
     if (running_ != running::no || !simple_) return;
     simple_ = in_transaction_ = false;

@@ -28,6 +28,8 @@ PGPOLL_REVEAL(core::session, eof_)
 PGPOLL_REVEAL(core::session, inbound_)
 PGPOLL_REVEAL(core::session, outbound_)
 PGPOLL_REVEAL(core::session, cache_)
+PGPOLL_REVEAL(core::session, stray_cancel_)
+PGPOLL_REVEAL(core::session, names_may_exist_)
 PGPOLL_REVEAL(core::statement_cache, order_)
 
 #undef PGPOLL_REVEAL

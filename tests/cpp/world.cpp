@@ -31,7 +31,7 @@ const char* known_word(kind what) {
   switch (what) {
     case kind::known:
     case kind::known_prepare:
-      return "rows known";
+      return "select known";
     case kind::fail_bind:
       return "fail bind known";
     case kind::fail_sync:
@@ -51,9 +51,9 @@ std::string world::request::word() const {
     case kind::fresh:
     case kind::refused:
     case kind::prepare:
-      return "rows" + number;
+      return "select" + number;
     case kind::shared:
-      return "rows shared";
+      return "select shared";
     case kind::fail_parse:
       return "fail parse" + number;
     case kind::fail_late:
@@ -62,7 +62,7 @@ std::string world::request::word() const {
     case kind::copy_script:
       return "copy" + number;
     case kind::script:
-      return "rows" + number;
+      return "select" + number;
     case kind::fail_script:
       return "fail late" + number;
     case kind::command:
@@ -371,7 +371,7 @@ void world::judge(request& each, const operation& op) {
     const bool after_close = std::any_of(requests_.begin(), requests_.end(), [&](const auto& other) {
       return other.what == kind::close && other.token < each.token && other.started;
     });
-    say((code == "57014" && may_be_hit()) || (gone && (lost_ || after_close)),
+    say((code == "57014" && may_be_hit(each, op)) || (gone && (lost_ || after_close)),
         "an error of somebody else: " + error.message);
     const auto first_byte = each.first_byte;
     say(op.written == (first_byte && sent_ > *first_byte), "safe_to_retry is wrong");
@@ -381,9 +381,18 @@ void world::judge(request& each, const operation& op) {
 }
 
 // Whether somebody who waits may get the 57014 that was meant for an abandoned request: never, where cancels are sent
-// only while nobody waits behind that one. By grace he may, until he is run again.
-bool world::may_be_hit() const {
-  return program_.grace;
+// only while nobody waits behind that one. By grace he may where running him again is not safe, or he has been already.
+bool world::may_be_hit(const request& each, const operation& op) const {
+  const bool rows_came = !op.results.empty() && op.results[0].rows.size() != 0;
+  switch (each.what) {
+    case kind::fresh:
+    case kind::shared:
+    case kind::known:
+    case kind::prepare:
+      return program_.grace && (op.again || rows_came || lost_);
+    default:
+      return program_.grace;
+  }
 }
 
 // Whether this is the request's own proper outcome.
@@ -477,6 +486,7 @@ void world::client_key(std::string& out) const {
     add(p->error ? 1 + static_cast<int>(p->error->kind) : 0, p->error && p->error->message.starts_with("canceling"));
     add(p->arguments.has_value(), p->op->statement != nullptr, p->first_byte.has_value(), p->in_replies);
     add(p->first_byte && *p->first_byte < sent_total);
+    add(p->bound, p->op->again, p->op->statement != nullptr && p->op->statement->stale);
   };
   for (const auto& each : requests_) {
     add(each.started | each.abandoned << 1 | each.done << 2 | each.first_byte.has_value() << 3);
@@ -489,6 +499,7 @@ void world::client_key(std::string& out) const {
   add('|');
   add_exchange(talk_.*revealed(tag_of_writer_{}));
   add(talk_.*revealed(tag_of_cancelling_{}), talk_.*revealed(tag_of_state_{}), talk_.*revealed(tag_of_eof_{}));
+  add(talk_.*revealed(tag_of_stray_cancel_{}), talk_.*revealed(tag_of_names_may_exist_{}));
   for (const auto& each : talk_.*revealed(tag_of_cache_{}).*revealed(tag_of_order_{}))
     out += each->name + (each.use_count() > 1 ? '+' : ';');
   out += consumed_ + '|' + received_ + '|';

@@ -100,7 +100,7 @@ class world {
   void inspect(const frontend_message& got, int head_before);
   void take_outcomes();
   void judge(request& each, const core::operation& op);
-  bool may_be_hit() const;
+  bool may_be_hit(const request& each, const core::operation& op) const;
   bool as_asked(const request& each, const core::operation& op) const;
   void deliver(std::string_view bytes);
   void lose(unsigned how);

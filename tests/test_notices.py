@@ -26,8 +26,8 @@ HELLO = "do $$ begin raise notice 'hello' using detail = 'the detail', hint = 't
 FLOOD = int(os.environ.get("PGPOLL_NOTICES", "200000"))
 
 
-def raising(count: int) -> str:
-    return f"do $$ begin for i in 1..{count} loop raise notice '%', i; end loop; end $$"
+def raising(count: int, then: str = "") -> str:
+    return f"do $$ begin for i in 1..{count} loop raise notice '%', i; end loop; {then} end $$"
 
 
 # -- one by one
@@ -147,7 +147,9 @@ def test_sync(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
     assert [str(each.exc_info[1]) for each in caplog.records if each.exc_info] == ["the callback's own"] * 32
 
 
-def test_sync_all_come_before_the_verb_returns(dsn: str) -> None:
+@pytest.mark.parametrize("then", ["", "perform pg_sleep(0.2);"])
+def test_sync_all_come_before_the_verb_returns(dsn: str, then: str) -> None:
+    """Also those that came with one that was told while the server went on."""
     got: list[str] = []
 
     def listen(each: Notice) -> None:
@@ -155,7 +157,7 @@ def test_sync_all_come_before_the_verb_returns(dsn: str) -> None:
         time.sleep(0.021)  # longer than a slice
 
     with pgpoll.sync.connect(dsn, on_notice=listen) as conn:
-        conn.execute(raising(5))
+        conn.execute(raising(5, then))
         assert got == list("12345")
 
 

@@ -81,17 +81,19 @@ class Driver:
         with self.mutex:
             if not (self.blocks.stack or self._watched or self._cancel or self._stray or self._driving):
                 operation = None
+                news = False  # some are told already, and others may have been taken with them
                 try:
                     operation = self.core.start_execute(sql, args, want)
                     self._driving = True
                     while not self.core.wait(operation, SHORT_SECONDS if self._in_line else SLICE_SECONDS):
                         self._give_way()
                         if self.core._news:
+                            news = True
                             self._driving = False
                             self._notices.hand_over(NOTICES_SECONDS)
                             self._driving = True
                     self._driving = False
-                    if self.core._news:
+                    if news or self.core._news:
                         self._tell_all()
                     return operation.result()
                 except BaseException:

@@ -122,6 +122,28 @@ async def test_f75_a_cached_plan_changes(conn: pgpoll.Connection, other: pgpoll.
         await other.execute("drop table changing")
 
 
+async def test_f75_no_second_attempt_inside_of_anothers_transaction(
+    conn: pgpoll.Connection, other: pgpoll.Connection
+) -> None:
+    """What is said to be done is not undone by a stranger's rollback."""
+    insert = "insert into changing_too values ($1) returning *"
+    await other.executescript("drop table if exists changing_too; create table changing_too (i int4)")
+    try:
+        await conn.execute(insert, 0)
+        await other.execute("alter table changing_too add j int4")
+
+        async def roll_back() -> None:
+            tx = conn.transaction()
+            await tx.start()
+            await tx.rollback()
+
+        inserted, _ = await asyncio.gather(conn.execute(insert, 1), roll_back(), return_exceptions=True)
+        stands = await other.fetchval("select count(*)::int4 from changing_too where i = 1")
+        assert stands == (0 if isinstance(inserted, errors.FeatureNotSupported) else 1)
+    finally:
+        await other.execute("drop table changing_too")
+
+
 @pytest.mark.parametrize("sql", ["deallocate all", "discard all", "select pg_sleep(0); deallocate all"])
 async def test_f75_statements_are_dropped_by_hand(conn: pgpoll.Connection, sql: str) -> None:
     statement = await conn.prepare("select $1::int4 + 1")

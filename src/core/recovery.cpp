@@ -2,6 +2,7 @@
 // their statement was dropped by the server (D15), or a CancelRequest meant for another struck them.
 #include <algorithm>
 
+#include "core/keyword.hpp"
 #include "core/session.hpp"
 
 namespace pgpoll::core {
@@ -83,12 +84,29 @@ void session::note_dropped(exchange_promise& p, const server_message& error) {
   if (p.op->kind == operation::kind::execute && !p.bound && used && is_dropped(code, *used)) forget(*used);
 }
 
-// Once, outside of a transaction, where nothing of the first attempt can have remained.
+// Whether a second attempt behind it runs where the first one did: outside of a transaction, and before the end.
+bool session::leaves_as_it_was(const operation& behind) {
+  switch (behind.kind) {
+    case operation::kind::prepare:
+    case operation::kind::drain:
+      return true;
+    case operation::kind::execute:
+      return (behind.statement ? behind.statement->verb : verb_of(behind.sql)) == verb::query;
+    default:  // BEGIN, a script that may have one, close
+      return false;
+  }
+}
+
+// Once, outside of a transaction, where nothing of the first attempt can have remained; and where none can have begun
+// meanwhile: the second attempt would be part of it, and lost where that is rolled back.
 bool session::may_run_again(const exchange_promise& p) const {
   const auto& op = *p.op;
   const bool kind = op.kind == operation::kind::execute || op.kind == operation::kind::prepare;
   if (!kind || op.abandoned || op.again || transaction_status_ != 'I' || !p.error || !p.error->server) return false;
-  if (writer_ != nullptr && writer_->op->kind == operation::kind::close) return false;  // nothing follows that
+  if (writer_ != nullptr && writer_ != &p && !leaves_as_it_was(*writer_->op)) return false;
+  if (!std::all_of(std::next(replies_.begin()), replies_.end(),
+                   [](const auto* behind) { return leaves_as_it_was(*behind->op); }))
+    return false;
   const auto code = p.error->server->field('C');
   if (code == query_canceled && stray_cancel_) {
     const bool timed_out = p.error->message.find("statement timeout") != std::string::npos;

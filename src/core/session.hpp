@@ -212,6 +212,7 @@ class session {
   void fail_all(failure_ptr why) noexcept;
 
   // A second attempt (recovery.cpp).
+  static bool leaves_as_it_was(const operation& behind);
   bool may_run_again(const exchange_promise& p) const;
   void run_again(exchange_promise& p);
   void detach(exchange_promise& p);

@@ -88,6 +88,23 @@ def cached_plan_changed_in_a_transaction() -> Script:
 
 
 @dialogue
+def cached_plan_changed_before_somebodys_begin() -> Script:
+    """A second attempt would run inside of that transaction, and be lost with it: so there is none."""
+    script = knows().start("a", "execute", ONE).start("begin", "command", "BEGIN").expect(*KNOWN, "Parse", *KNOWN)
+    script.send(STALE, ready_for_query(), parse_complete(), bind_complete(), command_complete("BEGIN"))
+    return script.send(ready_for_query("T")).raises("a", errors.FeatureNotSupported, "cached plan").expect()
+
+
+@dialogue
+def cached_plan_changed_before_a_new_statement() -> Script:
+    """One that is being described will write its Bind first: nobody runs behind what may begin a transaction."""
+    script = knows().start("a", "execute", ONE).start("begin", "execute", "begin").expect(*KNOWN, *NEW)
+    script.send(STALE, ready_for_query(), described()).expect(*KNOWN)
+    script.send(bind_complete(), command_complete("BEGIN"), ready_for_query("T")).gives("begin", [], "BEGIN")
+    return script.raises("a", errors.FeatureNotSupported, "cached plan").expect()
+
+
+@dialogue
 def same_code_from_the_statement_itself() -> Script:
     """After BindComplete it is the statement's own error."""
     script = knows().start("a", "execute", ONE).expect(*KNOWN).send(bind_complete(), STALE, ready_for_query())

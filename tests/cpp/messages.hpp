@@ -1,31 +1,18 @@
-// Backend messages, byte for byte, for tests that play the server.
+// More of the server's messages, for tests that fail it on purpose.
 #pragma once
 
 #include <string>
 
-#include "wire/bytes.hpp"
+#include "backend.hpp"
 
 namespace pgpoll::messages {
 
-inline std::string int16(int value) {
-  std::string out;
-  wire::append_uint16(out, static_cast<std::uint16_t>(value));
-  return out;
-}
-inline std::string int32(std::int64_t value) {
-  std::string out;
-  wire::append_uint32(out, static_cast<std::uint32_t>(value));
-  return out;
-}
-inline std::string text(const std::string& value) {
-  return value + '\0';
-}
-inline std::string message(char type, const std::string& body = {}) {
-  return type + int32(static_cast<std::int64_t>(body.size()) + 4) + body;
-}
-inline std::string ready(char status = 'I') {
-  return message('Z', std::string(1, status));
-}
+using test::int16;
+using test::int32;
+using test::message;
+using test::ready;
+using test::text;
+
 inline std::string field(char code, const std::string& value) {
   return std::string(1, code) + value + '\0';
 }

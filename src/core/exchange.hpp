@@ -41,6 +41,8 @@ struct exchange_promise {
   bool in_replies = false;
   bool synced = false;      // its ReadyForQuery has been asked for
   bool sync_waits = false;  // for the answer to Execute
+  bool describing = false;  // a statement that the cache doesn't have yet
+  bool parsed = false;      // that one: the server has it
   bool bound = false;       // BindComplete has come: the statement may have run
   bool draining = false;    // it has its error; what is left is read to ReadyForQuery
   failure_ptr error;

@@ -93,10 +93,12 @@ step<statement_ptr> session::describe(std::string sql) {
     ++closed;
   }
   out().parse(found->name, found->sql).describe_statement(found->name).flush();
+  running_->describing = true;
   co_await reply_turn();
 
   for (; closed > 0; --closed) expect(co_await next_message(), backend::close_complete);
   expect(co_await next_message(), backend::parse_complete);
+  running_->parsed = true;
   auto parameters = expect(co_await next_message(), backend::parameter_description).read("ParameterDescription");
   for (auto left = parameters.uint16(); left > 0; --left) found->parameter_types.push_back(parameters.uint32());
   parameters.end();
@@ -106,6 +108,7 @@ step<statement_ptr> session::describe(std::string sql) {
   else
     expect(columns, backend::no_data).read("NoData").end();
   cache_.insert(found);
+  running_->describing = false;
   co_return found;
 }
 

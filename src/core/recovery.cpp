@@ -79,7 +79,8 @@ void session::forget(const statement& dropped) {
 
 void session::note_dropped(exchange_promise& p, const server_message& error) {
   const auto code = error.field('C');
-  if (code == duplicate_prepared_statement) names_may_exist_ = true;
+  const bool stored = p.describing && (p.parsed || code == query_canceled);  // perhaps, and never described
+  if (stored || code == duplicate_prepared_statement) names_may_exist_ = true;
   const auto& used = p.op->statement;
   if (p.op->kind == operation::kind::execute && !p.bound && used && is_dropped(code, *used)) forget(*used);
 }
@@ -97,16 +98,11 @@ bool session::leaves_as_it_was(const operation& behind) {
   }
 }
 
-// Once, outside of a transaction, where nothing of the first attempt can have remained; and where none can have begun
-// meanwhile: the second attempt would be part of it, and lost where that is rolled back.
-bool session::may_run_again(const exchange_promise& p) const {
+// Its error is one that a second attempt mends, and nothing of the first can have remained.
+bool session::again_helps(const exchange_promise& p) const {
   const auto& op = *p.op;
   const bool kind = op.kind == operation::kind::execute || op.kind == operation::kind::prepare;
-  if (!kind || op.abandoned || op.again || transaction_status_ != 'I' || !p.error || !p.error->server) return false;
-  if (writer_ != nullptr && writer_ != &p && !leaves_as_it_was(*writer_->op)) return false;
-  if (!std::all_of(std::next(replies_.begin()), replies_.end(),
-                   [](const auto* behind) { return leaves_as_it_was(*behind->op); }))
-    return false;
+  if (!kind || op.abandoned || op.again || !p.error || !p.error->server) return false;
   const auto code = p.error->server->field('C');
   if (code == query_canceled && stray_cancel_) {
     const bool timed_out = p.error->message.find("statement timeout") != std::string::npos;
@@ -115,6 +111,15 @@ bool session::may_run_again(const exchange_promise& p) const {
   }
   if (code == duplicate_prepared_statement) return !p.bound;
   return !p.bound && op.statement && op.statement->stale;
+}
+
+// Once, outside of a transaction; and where none can have begun meanwhile: the second attempt would be part of it, and
+// lost where that is rolled back.
+bool session::may_run_again(const exchange_promise& p) const {
+  if (transaction_status_ != 'I' || !again_helps(p)) return false;
+  if (writer_ != nullptr && writer_ != &p && !leaves_as_it_was(*writer_->op)) return false;
+  return std::all_of(std::next(replies_.begin()), replies_.end(),
+                     [](const auto* behind) { return leaves_as_it_was(*behind->op); });
 }
 
 // It waits in front of all that is unsent, behind others of its kind. Whatever may throw comes first.

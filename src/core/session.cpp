@@ -494,7 +494,9 @@ void session::server_error(exchange_promise& p, const wire::message& got) {
   if (ends) {
     fatal_ = std::move(fields);
   } else if (!p.synced) {
-    sync(p);
+    out().sync();
+    p.synced = true;
+    if (!again_helps(p)) release_writer(p);  // else nobody writes behind it, so that it may run again
   }
 }
 

@@ -213,6 +213,7 @@ class session {
 
   // A second attempt (recovery.cpp).
   static bool leaves_as_it_was(const operation& behind);
+  bool again_helps(const exchange_promise& p) const;
   bool may_run_again(const exchange_promise& p) const;
   void run_again(exchange_promise& p);
   void detach(exchange_promise& p);

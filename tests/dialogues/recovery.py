@@ -136,6 +136,34 @@ def name_is_taken_while_preparing() -> Script:
     return given(script.start("b", "execute", ONE).expect(*KNOWN), "b", 7)
 
 
+@dialogue
+def failed_after_it_was_parsed() -> Script:
+    """The server has the statement, we have no description: whoever comes next closes it first."""
+    script = Script().connect().start("a", "execute", ONE).expect(*NEW)
+    script.send(parse_complete(), CANCELED).expect("Sync").send(ready_for_query())
+    script.raises("a", errors.QueryCanceled, "canceling").start("b", "execute", ONE).expect(*AGAIN)
+    return given(script.send(described_again()).expect(*KNOWN), "b", 7)
+
+
+@dialogue
+def canceled_while_it_was_parsed() -> Script:
+    """Whether it was stored before that, nobody can know."""
+    script = Script().connect().start("a", "execute", ONE).expect(*NEW)
+    script.send(CANCELED).expect("Sync").send(ready_for_query())
+    script.raises("a", errors.QueryCanceled, "canceling").start("b", "execute", ONE).expect(*AGAIN)
+    return given(script.send(described_again()).expect(*KNOWN), "b", 7)
+
+
+@dialogue
+def name_is_taken_before_somebodys_begin() -> Script:
+    """Nobody writes behind an error that a second attempt mends, so nothing stands in its way."""
+    script = Script().connect().start("a", "execute", ONE).start("begin", "command", "BEGIN").expect(*NEW)
+    script.send(error_response("42P05", "prepared statement already exists")).expect("Sync").send(ready_for_query())
+    script.expect(*AGAIN).send(described_again()).expect(*KNOWN, "Parse", *KNOWN)
+    given(script, "a", 7).send(parse_complete(), bind_complete(), command_complete("BEGIN"), ready_for_query("T"))
+    return script.gives("begin", "BEGIN")
+
+
 def all_dropped(tag: str) -> Script:
     """What the caller dropped by hand is prepared again; nothing has to fail first."""
     script = knows().start("discard", "script", tag).expect("Query")

@@ -11,6 +11,8 @@ go on; it knows neither asyncio nor threads, does no I/O and holds no handle of 
   context, before anyone is woken; a block among them becomes the innermost one and stops the rest.
 - A block leaves the stack when the reply to its end says so, by ReadyForQuery's status byte where it is the outermost.
   Nothing depends on resetting a context: an ENDED block counts for nothing wherever it is still carried.
+- A channel (a stream outside of a transaction, a COPY, a batch: `Hold`) is a block too, the innermost one for as long
+  as its operation runs. Nobody may send then: who is inside gets an error, all others wait.
 - BEGIN, COMMIT and the like are watched here, not by the task that asked for them. Whoever waits for one may go away
   (`give_up`): what was not sent is not sent; a block whose start had been sent, and one whose end was not, is DOOMED:
   it stays on the stack without an owner and is rolled back in front of the line, again and at once.
@@ -40,6 +42,7 @@ from pgpoll._turns import (
     STARTING,
     WAITING,
     Control,
+    Hold,
 )
 
 if TYPE_CHECKING:
@@ -56,7 +59,10 @@ class Engine(Protocol):
         """Sends `operation`, whoever else waits, and calls `done` once when it is done."""
 
     def flush(self) -> None:
-        """Something was started: it is to leave."""
+        """Something was started, or abandoned: what there is to send is to leave."""
+
+    def attend(self, operation: core.Operation[Any]) -> None:
+        """A channel has been opened: `Blocks.settle` is to be called when it is done."""
 
     def abort(self, why: str) -> None:
         """The connection can't go on: it ends now."""
@@ -98,7 +104,10 @@ class Blocks:
         if not self.stack:
             return not self.closing and via is None
         top = self.stack[-1]
-        return top.state is OPEN and (top is via or (who is not None and top.owner is who) or top in carried)
+        inside = top is via or (who is not None and top.owner is who) or top in carried
+        if inside and top.channel:
+            raise top.refusal()
+        return top.state is OPEN and inside
 
     def inside(self, turn: Turn) -> Iterator[Block]:
         """The live blocks that this request belongs to, outermost first."""
@@ -122,6 +131,28 @@ class Blocks:
             raise errors.BusyError(f"client is busy: {queued} requests are queued")
         self._line[turn] = None
 
+    def go(self, turn: Turn) -> None:
+        """Start it now, or let it wait for its turn. Raises what its start raises, and as `line_up`."""
+        if self.admits(turn.via, turn.who, turn.carried):
+            self._start(turn)
+        else:
+            self.line_up(turn)
+
+    def release(self, block: Block) -> None:
+        """A channel's operation is done, or nobody wants it any more: what is left of it, the core sees to."""
+        if block.operation is not None and not block.operation.done():
+            block.operation.abandon()
+            self._engine.flush()
+        if block in self.stack:
+            self._end(block, "closed")
+            self._advance()
+
+    def settle(self) -> None:
+        """The channel that has just ended owns nothing any more, whether its owner knows it or not."""
+        if self.stack and (channel := self.stack[-1].operation) is not None and channel.done():
+            self._end(self.stack[-1], "ended")
+            self._advance()
+
     @property
     def waiting(self) -> int:
         """How many wait in line."""
@@ -138,9 +169,10 @@ class Blocks:
             return None
         top.warned = True
         owner = f"owned by {top.owner_name}" if top.owner is not None else "without an owner"
+        what = f"{top.channel or 'transaction'} entered at {top.where}"
         return (
-            f"{len(self._line)} request(s) have waited up to {seconds:.0f} s for the transaction entered at "
-            f"{top.where}, {owner}, which {top.state.value}"
+            f"{len(self._line)} request(s) have waited up to {seconds:.0f} s for the {what}, {owner}, which "
+            f"{top.state.value}"
         )
 
     # -- starts and ends
@@ -170,6 +202,9 @@ class Blocks:
         top = self.stack[-1]
         if top is block:
             self._finish(control)
+        elif top.channel and top.owner is control.who:  # left behind, not closed: it ends here
+            self.release(top)
+            self.leave(control)
         elif top.owner is not None and top.owner is control.who and top.state is OPEN:
             raise errors.InterfaceError(f"the transaction entered at {top.where}, inside of this one, is still open")
         else:
@@ -197,7 +232,9 @@ class Blocks:
             self._advance()
             return False
         if not isinstance(turn, Control):
-            if turn.operation is not None:
+            if isinstance(turn, Hold):
+                self.release(turn.block)
+            elif turn.operation is not None:
                 turn.operation.abandon()
             return False
         block = turn.block
@@ -329,7 +366,10 @@ class Blocks:
             self._doom(block)
 
     def _doom(self, block: Block) -> None:
-        block.state, block.owner = DOOMED, None
+        if block.channel:
+            self.release(block)
+        else:
+            block.state, block.owner = DOOMED, None
 
     def _end(self, block: Block, outcome: str) -> None:
         """It has left the server: it and all inside of it leave the stack."""
@@ -434,6 +474,11 @@ class Blocks:
         else:
             turn.operation = turn.context.run(turn.start) if turn.context is not None else turn.start()
             turn.decided = True
+            if isinstance(turn, Hold):
+                block = turn.block
+                block.state, block.owner, block.operation = OPEN, turn.who, turn.operation
+                self.stack.append(block)
+                self._engine.attend(turn.operation)
 
 
 def _ending(block: Block, *, commit: bool) -> tuple[str, ...]:

@@ -1,9 +1,12 @@
 """The multi-step verbs, written once: generators that yield what they wait for, and are run by both faces.
 
-A flow yields a Lookup (getaddrinfo's answer comes back) or a Control (nothing comes back), or raises its error at the
+A flow yields a Lookup (getaddrinfo's answer comes back), a Control (it is decided), a Turn that was told to `Blocks.go`
+(its operation has been started), News (see there) or an Item (comes back); where that fails its error is raised at the
 yield. Where the waiting ends early - the task is cancelled, a timeout runs out, Ctrl-C - the face throws that in there.
 
     resolve       options with names -> options with addresses
+    started       a request's operation, when it was its turn
+    answered      and its result
     start         BEGIN or SAVEPOINT
     finish        COMMIT, ROLLBACK or RELEASE, and what became of it: nothing rolled back looks committed (D19), and a
                   COMMIT without a reply is CommitUnknown (D20)
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
     from pgpoll import core
     from pgpoll._blocks import Blocks
-    from pgpoll._turns import Block, Control
+    from pgpoll._turns import Block, Control, Turn
 
 T = TypeVar("T")
 
@@ -34,7 +37,22 @@ class Lookup(NamedTuple):
     host: str
 
 
-Step: TypeAlias = "Lookup | Control"
+class News(NamedTuple):
+    """Wait until this operation has stirred, or is done."""
+
+    operation: core.Operation[Any]
+
+
+class Item(NamedTuple):
+    """The next item of an iterator, in the asyncio face also of an asynchronous one; END where there is none."""
+
+    source: Any
+
+
+END: Any = object()
+
+
+Step: TypeAlias = "Lookup | Control | Turn | News | Item"
 Flow: TypeAlias = Generator[Step, Any, T]
 
 
@@ -47,6 +65,30 @@ def resolve(options: conninfo.Options) -> Flow[conninfo.Options]:
         except (OSError, UnicodeError) as error:
             found[name] = error
     return conninfo.with_addresses(options, found) if found else options
+
+
+def started(blocks: Blocks, turn: Turn) -> Flow[core.Operation[Any]]:
+    """The operation of a request, or of a channel (a Hold), once its turn has come."""
+    blocks.go(turn)
+    try:
+        operation: core.Operation[Any] = yield turn
+    except BaseException as error:
+        if error is not turn.error:
+            blocks.give_up(turn)
+        raise
+    return operation
+
+
+def answered(blocks: Blocks, turn: Turn) -> Flow[Any]:
+    """The result of a request, once its turn has come."""
+    operation = yield from started(blocks, turn)
+    try:
+        while not operation.done():
+            yield News(operation)
+    except BaseException:
+        blocks.give_up(turn)
+        raise
+    return operation.result()
 
 
 def start(blocks: Blocks, control: Control, owner_name: str) -> Flow[None]:

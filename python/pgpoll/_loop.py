@@ -30,10 +30,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import conninfo, core, errors
 from pgpoll._blocks import Blocks
-from pgpoll._flows import Flow, Lookup, resolve
+from pgpoll._flows import END, Flow, Item, Lookup, News, Step, resolve
 from pgpoll._observing import SLICE_SECONDS, InLine, Notices, Observers, RequestRecord
 from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS, CancelRequest, Registration
-from pgpoll._turns import Block, Control, Turn, carried
+from pgpoll._turns import Block, Control, Hold, Turn, carried
 from pgpoll._watch import Watch
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Driver:
         self._grace: asyncio.TimerHandle | None = None  # of the abandoned request of this number
         self._grace_head = 0
         self._stray: asyncio.TimerHandle | None = None  # how long a CancelRequest may still strike
+        self._news: dict[core.Operation[Any], Future[None]] = {}  # who waits for a channel
         self._watches: dict[core.Operation[Any] | None, Watch] = {}
         self._closed: Future[None] | None = None  # of close(): done when the connection has ended
         self._deadline: asyncio.TimerHandle | None = None
@@ -177,7 +178,7 @@ class Driver:
         return f"task {task.get_name()!r}" if task is not None else "no task"
 
     def doom(self, block: Block) -> None:
-        """Roll a block back without a task, from wherever its end was noticed."""
+        """Roll a block back without a task, or let go of a channel, from wherever its end was noticed."""
         if self._over or self.loop.is_closed() or not self.ours:
             return
         if threading.get_ident() == self._thread and asyncio._get_running_loop() is self.loop:
@@ -186,9 +187,53 @@ class Driver:
             with contextlib.suppress(RuntimeError):  # closed meanwhile
                 self.loop.call_soon_threadsafe(self.blocks.doom, block, context=_EMPTY.copy())
 
+    def hold(self, channel: str, start: Callable[[], core.Operation[Any]], via: Block | None, where: str) -> Hold:
+        """The turn of a channel, as the current task's."""
+        now = self.loop.time()
+        return Hold(channel, where, start, via, current_task(), now, carried=carried(), context=copy_context())
+
     def inside(self, via: Block | None) -> bool:
         """Whether a request may go now; see Blocks.admits."""
         return self.blocks.admits(via, current_task(), carried())
+
+    async def step(self, step: Step, expiry: _Expiry | None) -> Any:
+        """What a flow waits for."""
+        if isinstance(step, Control):
+            return await self.settled(step, expiry)
+        if isinstance(step, Turn):
+            if not step.decided:
+                await self._turn_of(step, expiry)
+            if step.error is not None:
+                raise step.error
+            return step.operation
+        if isinstance(step, News):
+            return await self._news_of(step.operation, expiry)
+        if isinstance(step, Item):
+            if hasattr(step.source, "__anext__"):
+                return await anext(step.source, END)
+            return next(step.source, END)
+        return await _look_up(step)
+
+    async def _news_of(self, operation: core.Operation[Any], expiry: _Expiry | None) -> None:
+        if operation.done() or operation.stirred:
+            return
+        if operation.on_stir is None:
+            self.attend(operation)
+        self._news[operation] = news = self.loop.create_future()
+        if expiry is not None:
+            expiry.awaited = news
+        self.core._flush_soon()
+        try:
+            await news
+        finally:
+            self._news.pop(operation, None)
+
+    def _stirred(self, operation: core.Operation[Any]) -> None:
+        if operation.done():
+            operation.on_stir = None
+            self.blocks.settle()
+        if (news := self._news.get(operation)) is not None and not news.done():
+            news.set_result(None)
 
     async def settled(self, control: Control, expiry: _Expiry | None) -> None:
         """Waits until a block's start or end is decided. Cancelling this cancels nothing else."""
@@ -205,9 +250,9 @@ class Driver:
         if control.error is not None:
             raise control.error
 
-    async def _turn_of(self, control: Control, expiry: _Expiry | None) -> None:
+    async def _turn_of(self, turn: Turn, expiry: _Expiry | None) -> None:
         woken = self.loop.create_future()
-        control.wake = partial(_set, woken)
+        turn.wake = partial(_set, woken)
         if expiry is not None:
             expiry.awaited = woken
         self._be_patient()
@@ -262,6 +307,12 @@ class Driver:
         """See _blocks.Engine."""
         if not self._over:
             self.core._flush_soon()
+
+    def attend(self, operation: core.Operation[Any]) -> None:
+        """See _blocks.Engine."""
+        operation.on_stir = partial(self._stirred, operation)
+        if operation.done():
+            self.loop.call_soon(self._stirred, operation, context=_EMPTY.copy())
 
     def abort(self, why: str) -> None:
         """See _blocks.Engine."""
@@ -487,10 +538,7 @@ async def run(flow: Flow[T], driver: Driver | None = None, expiry: _Expiry | Non
         while True:
             try:
                 answer: Any = None
-                if driver is None or isinstance(step, Lookup):
-                    answer = await _look_up(step)
-                else:
-                    await driver.settled(step, expiry)
+                answer = await (_look_up(step) if driver is None else driver.step(step, expiry))
             except BaseException as error:  # noqa: BLE001 - the flow's to judge
                 step = flow.throw(error)
             else:
@@ -500,7 +548,7 @@ async def run(flow: Flow[T], driver: Driver | None = None, expiry: _Expiry | Non
         return result
 
 
-async def _look_up(step: Lookup | Control) -> Any:
+async def _look_up(step: Step) -> Any:
     assert isinstance(step, Lookup)
     return await asyncio.get_running_loop().getaddrinfo(step.host, None, type=SOCK_STREAM)
 

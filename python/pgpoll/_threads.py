@@ -17,6 +17,7 @@ import os
 import select
 import socket
 import threading
+from collections import deque
 from contextvars import copy_context
 from functools import partial
 from time import monotonic
@@ -24,11 +25,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import core, errors
 from pgpoll._blocks import Blocks
-from pgpoll._flows import Flow, Lookup, resolve
+from pgpoll._flows import END, Flow, Item, Lookup, News, Step, resolve
 from pgpoll._observing import SLICE_SECONDS as NOTICES_SECONDS
 from pgpoll._observing import InLine, Notices, Observers, RequestRecord
 from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS
-from pgpoll._turns import Block, Control, Turn
+from pgpoll._turns import Block, Control, Hold, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +61,7 @@ class Driver:
         self._abandoned = 0, 0.0  # the number of what runs and nobody awaits, and since when that is known
         self._stray = 0.0  # until when a CancelRequest may still strike; 0: none may
         self._driving = False
+        self._doomed: deque[Block] = deque()  # their ends were noticed, wherever
         self._in_line = 0  # threads that wait without the mutex
         self._close: core.Operation[Any] | None = None
         self._why = ""  # set where we end it by ourselves
@@ -140,11 +142,11 @@ class Driver:
                 step = next(flow)
                 while True:
                     try:
-                        self._wait_for_control(step, deadline, timeout)
+                        answer = self._step(step, deadline, timeout)
                     except BaseException as error:  # noqa: BLE001 - the flow's to judge
                         step = flow.throw(error)
                     else:
-                        step = flow.send(None)
+                        step = flow.send(answer)
             except StopIteration as stop:
                 result: T = stop.value
                 return result
@@ -154,6 +156,21 @@ class Driver:
     def control(self, block: Block, via: Block | None, *, commit: bool = False) -> Control:
         """A block's start or end, as the current thread's."""
         return Control(block, via, threading.current_thread(), monotonic(), commit=commit)
+
+    def hold(self, channel: str, start: Callable[[], core.Operation[Any]], via: Block | None, where: str) -> Hold:
+        """The turn of a channel, as the current thread's."""
+        return Hold(channel, where, start, via, threading.current_thread(), monotonic(), context=copy_context())
+
+    def doom(self, block: Block) -> None:
+        """Roll a block back, or let go of a channel, from wherever its end was noticed; what that needs leaves now."""
+        self._doomed.append(block)
+        if self.ours and self.mutex.acquire(blocking=False):  # else whoever has it sees to it
+            try:
+                if not self._driving and not self.core.closed:
+                    self._settle()
+                    self.core.flush()
+            finally:
+                self.mutex.release()
 
     def _wait_for_turn(
         self,
@@ -181,13 +198,27 @@ class Driver:
         assert turn.operation is not None
         return turn.operation
 
-    def _wait_for_control(self, step: Lookup | Control, deadline: float | None, timeout: float | None) -> None:
-        assert isinstance(step, Control)
-        step.wake = self._changed.notify_all
-        while not step.decided:
-            self._wait(step, step.operation, deadline, timeout)
-        if step.error is not None:
-            raise step.error
+    def _step(self, step: Step, deadline: float | None, timeout: float | None) -> Any:
+        """What a flow waits for."""
+        if isinstance(step, Turn):
+            step.wake = self._changed.notify_all
+            while not step.decided:
+                self._wait(step, step.operation, deadline, timeout)
+            if step.error is not None:
+                raise step.error
+            return step.operation
+        if isinstance(step, News):
+            while not (step.operation.done() or step.operation.stirred):
+                self._wait_in_core(step.operation, _left(deadline, timeout))
+                self._grant_wish()
+                self._settle()
+            return None
+        assert isinstance(step, Item)
+        self.mutex.release()  # a caller's code may take its time
+        try:
+            return next(step.source, END)
+        finally:
+            self.mutex.acquire()
 
     def _wait(
         self, turn: Turn, operation: core.Operation[Any] | None, deadline: float | None, timeout: float | None
@@ -246,6 +277,9 @@ class Driver:
     def flush(self) -> None:
         """See _blocks.Engine: a verb that drives sends as well."""
 
+    def attend(self, operation: core.Operation[Any]) -> None:
+        """See _blocks.Engine: `_settle` looks."""
+
     def abort(self, why: str) -> None:
         """See _blocks.Engine."""
         self._why = why
@@ -256,6 +290,9 @@ class Driver:
         if self.core._news:
             self.core._report()
             self._notices.hand_over(NOTICES_SECONDS)
+        while self._doomed:
+            self.blocks.doom(self._doomed.popleft())
+        self.blocks.settle()
         finished = [each for each in self._watched if each[0].done()]
         if finished:
             self._watched = [each for each in self._watched if not each[0].done()]

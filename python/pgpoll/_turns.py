@@ -47,12 +47,17 @@ carried = _carried.get
 class Block:
     """One transaction, or savepoint, of one connection. Knows no connection, so a context that carries it pins none."""
 
-    __slots__ = ("begin", "options", "outcome", "owner", "owner_name", "savepoint", "state", "warned", "where")
+    __slots__ = (
+        *("begin", "channel", "operation", "options", "outcome", "owner", "owner_name", "savepoint", "state"),
+        *("warned", "where"),
+    )
 
-    def __init__(self, begin: str, where: str) -> None:
+    def __init__(self, begin: str, where: str, channel: str = "") -> None:
         self.begin = begin
         self.options = begin != "BEGIN"
         self.where = where
+        self.channel = channel  # what owns the connection, alone: "stream", "COPY", "batch"; empty: a transaction
+        self.operation: core.Operation[Any] | None = None  # a channel's
         self.state = NEW
         self.outcome = ""  # how it ended, for messages
         self.owner: object | None = None  # the task or thread that entered it
@@ -72,6 +77,10 @@ class Block:
     def refusal(self) -> errors.InterfaceError:
         """What a request through this block's handle gets where it can never go."""
         outcome = f": {self.outcome}" if self.outcome else ""
+        if self.channel:
+            return errors.InterfaceError(
+                f"a {self.channel} is open here, since {self.where}: end it first, or use another connection"
+            )
         return errors.InterfaceError(f"the transaction entered at {self.where} {self.state.value}{outcome}")
 
 
@@ -100,6 +109,27 @@ class Turn:
         self.error: BaseException | None = None
         self.decided = False
         self.wake: Callable[[], None] = _nobody
+
+
+class Hold(Turn):
+    """The turn of a channel: an operation that owns the connection while it runs. Nobody else may send meanwhile."""
+
+    __slots__ = ("block",)
+
+    def __init__(
+        self,
+        channel: str,
+        where: str,
+        start: Callable[[], core.Operation[Any]],
+        via: Block | None,
+        who: object,
+        since: float,
+        *,
+        carried: tuple[Block, ...] = (),
+        context: Context | None = None,
+    ) -> None:
+        super().__init__(start, via, who, since, carried=carried, context=context)
+        self.block = Block("", where, channel)
 
 
 class Control(Turn):

@@ -52,7 +52,9 @@ The contract
 start_*() queues a request and returns its Operation at once; nothing blocks. poll() makes all the progress that is
 possible without blocking, and says what it needs:
 
-    READY       a finished operation is not yet taken, by result() or next_completed(); abandoned ones never appear
+    READY       a finished operation is not yet taken, by result() or next_completed(), or a channel has stirred and not
+                been looked at, see next_stirred(); abandoned ones never appear
+    0           alone: a channel holds all that it may; take from it, or abandon it
     WAIT_READ   call poll() again when the descriptor is readable. Watch for reading even while there is much to write
     WAIT_WRITE  call it again when the descriptor is writable; while connecting, and in long computations, too
     IDLE        alone: nothing is in flight, nothing to send. An idle descriptor may be watched for reading all the same
@@ -257,6 +259,11 @@ class Operation(Generic[_T_co]):
     def abandon(self) -> None:
         """End the interest in it; the protocol goes on."""
     @property
+    def stirred(self) -> bool:
+        """Of a channel: there is something to take, or room to feed."""
+    on_stir: Callable[[], object] | None
+    """For a loop that is attached: called when a channel has stirred, or the operation is done. Must not raise."""
+    @property
     def sql(self) -> str | None: ...
     @property
     def written(self) -> bool:
@@ -330,6 +337,9 @@ class _Driver:
         """Serve what was accepted, then send Terminate and wait for the end. Those who ask again get the same one."""
     def next_completed(self) -> Operation | None:
         """Take the oldest finished operation that was not taken."""
+    def next_stirred(self) -> Operation | None:
+        """The next channel (an operation that data passes through while it runs) with something to take, or room to
+        feed. Each is listed once, until that is done."""
     def cancel_wanted(self) -> Literal[0, 1, 2]:
         """NONE, NOW or GRACE: whether an abandoned request should be cancelled at the server."""
     def cancel_too_old(self) -> None:

@@ -170,6 +170,8 @@ struct operation {
   bool written = false;     // pending: it can't be taken back. Done: a byte of it had left, it is not safe to retry
   bool abandoned = false;   // nobody waits any more
   bool again = false;       // it failed for no fault of its own, and runs a second time
+  bool stirred = false;     // a channel: there is something to take, or room to feed; nobody has looked yet
+  bool full = false;        // a channel: it holds what it may, so that nothing more is read
   std::string sql;          // as it was given; empty where a statement was
   statement_ptr statement;  // execute and prepare: the description
   std::vector<raw_result> results;       // execute: one; script: one a statement

@@ -128,6 +128,7 @@ void session::abandon(operation& op) {
   if (op.abandoned) return;
   op.abandoned = true;
   take(op);
+  look(op);
   if (op.exchange == nullptr) return;
   auto& p = *op.exchange;
   for (auto& result : op.results) result.rows = {};
@@ -192,6 +193,34 @@ void session::take(const operation& op) {
   const auto found =
       std::find_if(completed_.begin(), completed_.end(), [&](const auto& each) { return each.get() == &op; });
   if (found != completed_.end()) completed_.erase(found);
+}
+
+// ---- channels
+
+void session::stir(const operation_ptr& op) {
+  if (op->stirred || op->abandoned) return;
+  stirred_.push_back(op);
+  op->stirred = true;
+}
+
+operation_ptr session::next_stirred() {
+  while (!stirred_.empty()) {
+    auto op = std::move(stirred_.front());
+    stirred_.pop_front();
+    if (op->stirred) return op;
+  }
+  return nullptr;
+}
+
+void session::look(operation& op) {
+  op.stirred = false;
+  std::erase_if(stirred_, [&](const auto& each) { return each.get() == &op; });
+}
+
+bool session::reads() const {
+  if (replies_.empty() || !outbound_.empty()) return true;
+  const auto& op = *replies_.front()->op;
+  return !op.full || op.abandoned;
 }
 
 void session::finish(exchange_promise& p, enum operation::state outcome, failure_ptr error) {

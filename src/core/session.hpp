@@ -107,6 +107,13 @@ class session {
   void take(const operation& op);                                           // strikes it from the completed ones
   const std::list<operation_ptr>& completed() const { return completed_; }  // not yet taken, oldest first
 
+  // Channels (D8) are operations that data passes through while they run. The next one that has stirred: there is
+  // something to take, or room to feed. Each is listed once, until its face says that it looks.
+  operation_ptr next_stirred();
+  bool has_stirred() const { return !stirred_.empty(); }
+  void look(operation& op);
+  bool reads() const;  // false: a channel is full, and nothing more is to be received before its face takes some of it
+
   bool open() const { return state_ == state::ready; }  // connected, and accepts requests
   bool accepting() const { return state_ == state::fresh || state_ == state::starting || state_ == state::ready; }
   bool ended() const { return state_ == state::ended; }
@@ -179,6 +186,7 @@ class session {
   void release_writer(exchange_promise& p);
   static wire::message expect(wire::message got, wire::backend wanted);
   void ready_for_query(wire::message got);
+  void stir(const operation_ptr& op);         // a channel has news for its face
   enum class formats { text, chosen, told };  // simple protocol; a statement's, by what we decode; a portal's
   columns_ptr row_description_of(wire::message got, formats which) const;
   columns_ptr described_again(wire::message got, const statement& before);
@@ -233,6 +241,7 @@ class session {
   exchange_promise* running_ = nullptr;
   std::deque<operation_ptr> unencoded_;
   std::list<operation_ptr> completed_;
+  std::deque<operation_ptr> stirred_;
   std::size_t in_flight_ = 0;
   wire::message message_;  // pulled for the head
   operation_ptr closing_;  // the one Terminate that all closers share

@@ -48,7 +48,7 @@ int client::poll() {
   // What has only now left in full can't be answered yet: no recv for an EAGAIN. Anything else that has come
   // meanwhile keeps the descriptor readable.
   const bool just_asked = nothing_expected && had_unsent && session_.outbound().empty() && send_error_ == 0;
-  if (!just_asked) {
+  if (!just_asked && session_.reads()) {
     receive();
     send();
   }
@@ -64,13 +64,13 @@ int client::flush() {
 }
 
 int client::flags() const {
-  const int done = session_.has_completed() ? ready : 0;
+  const int done = session_.has_completed() || session_.has_stirred() ? ready : 0;
   if (session_.ended()) return done | closed;
   if (!started_) return done != 0 ? done : idle;
   if (!connected_) return done | wait_read | wait_write;
   if (!session_.outbound().empty() || session_.wants_pump() || send_error_ != 0) return done | wait_read | wait_write;
   if (done == 0 && session_.in_flight() == 0 && session_.quiet()) return idle;
-  return done | wait_read;
+  return session_.reads() ? done | wait_read : done;
 }
 
 void client::terminate() {
@@ -165,6 +165,7 @@ void client::receive() {
     if (tap_) tap_->received({room.data(), size});
     session_.commit(size);
     session_.pump();
+    if (!session_.reads()) return;
     // After a failed send what the server said is read to its end: nothing will wake us for the rest.
     const bool expecting = everything_ && session_.in_flight() != 0;
     const bool short_read = size < room.size() && send_error_ == 0 && !expecting;

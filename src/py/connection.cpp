@@ -111,6 +111,13 @@ PyObject* terminate_method(PyObject* object, PyObject*) {
   });
 }
 
+PyObject* next_stirred_method(PyObject* object, PyObject*) {
+  return guarded([&]() -> PyObject* {
+    if (!check_process(driver_of(object))) return nullptr;
+    return next_stirred(driver_of(object)).release();
+  });
+}
+
 PyObject* next_completed_method(PyObject* object, PyObject*) {
   return guarded([&]() -> PyObject* {
     if (!check_process(driver_of(object))) return nullptr;
@@ -242,6 +249,7 @@ PyMethodDef methods[] = {
     {"close_fd", close_fd_method, METH_NOARGS, "Closes the socket now; unregister it first."},
     {"terminate", terminate_method, METH_NOARGS, "Ends everything now; the socket stays open until close_fd()."},
     {"next_completed", next_completed_method, METH_NOARGS, "The oldest finished operation not yet taken, or None."},
+    {"next_stirred", next_stirred_method, METH_NOARGS, "The next channel that has stirred, or None."},
     {"cancel_too_old", cancel_too_old, METH_NOARGS, "A CancelRequest of ours can't strike any more."},
     {"cancel_wanted", cancel_wanted, METH_NOARGS, "NONE, NOW or GRACE, after each abandon() and poll()."},
     {"take_notices", method(take_notices), METH_FASTCALL, "The oldest notices not yet taken: dicts by field code."},

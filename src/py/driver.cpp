@@ -276,6 +276,12 @@ ref next_completed(driver_object* driver) {
   return {};
 }
 
+ref next_stirred(driver_object* driver) {
+  while (auto op = driver->session->next_stirred())
+    if (op->owner != nullptr) return ref::borrow(static_cast<PyObject*>(op->owner));
+  return ref::borrow(Py_None);
+}
+
 int traverse_driver(driver_object* driver, visitproc visit, void* arg) {
   for (auto* each = driver->operations; each != nullptr; each = each->next)
     if (each->kept) Py_VISIT(as_object(each));

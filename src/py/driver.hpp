@@ -51,6 +51,9 @@ bool encode_described(driver_object* driver);
 // The oldest finished Operation not yet taken, taken now; null, no exception, where there is none.
 ref next_completed(driver_object* driver);
 
+// The next channel that has stirred; None where there is none.
+ref next_stirred(driver_object* driver);
+
 // What the Python types share.
 int traverse_driver(driver_object* driver, visitproc visit, void* arg);
 void release_operations(driver_object* driver);  // lets go of all its Operations

@@ -162,10 +162,10 @@ PyObject* wait_for(connection_object* self, PyObject* object, double seconds) {
   const auto& op = *reinterpret_cast<operation_object*>(object)->op;
   const auto notices = self->base.session->notices_kept();
   double deadline = 0;
-  for (bool first = true; !op.done(); first = false) {
+  for (bool first = true; !op.done() && !op.stirred; first = false) {
     int flags = 0;
     if (!advance(self, flags)) return nullptr;
-    if (op.done() || (flags & (net::wait_read | net::wait_write)) == 0) break;
+    if (op.done() || op.stirred || (flags & (net::wait_read | net::wait_write)) == 0) break;
     if (self->base.session->notices_kept() != notices) break;  // the face hands them over
     double left = seconds;
     if (first) {
@@ -175,7 +175,7 @@ PyObject* wait_for(connection_object* self, PyObject* object, double seconds) {
     }
     if (wait_for_socket(self, flags, left) < 0) return nullptr;
   }
-  return PyBool_FromLong(op.done());
+  return PyBool_FromLong(op.done() || op.stirred);
 }
 
 }  // namespace pgpoll::py

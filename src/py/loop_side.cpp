@@ -42,13 +42,25 @@ bool steps_allowed(const loop_side& side) {
   return debug && PyObject_IsTrue(debug.get()) == 0;
 }
 
+// Its face is told; it looks when it goes on.
+void stir(operation_object* operation, first_error& error) {
+  if (operation->on_stir == nullptr) return;
+  auto callback = ref::borrow(operation->on_stir);
+  if (!ref::steal(PyObject_CallNoArgs(callback.get()))) error.keep();
+}
+
 void hand_out(connection_object* self, bool direct, first_error& error) {
   bool asked = false;
+  for (auto next = next_stirred(&self->base); next.get() != Py_None; next = next_stirred(&self->base))
+    stir(reinterpret_cast<operation_object*>(next.get()), error);
   while (auto handle = next_completed(&self->base)) {
     auto* operation = reinterpret_cast<operation_object*>(handle.get());
     if (!report(&self->base, operation)) error.keep();
     auto* waiter = operation->waiter;
-    if (waiter == nullptr) continue;
+    if (waiter == nullptr) {
+      stir(operation, error);
+      continue;
+    }
     if (direct && !std::exchange(asked, true)) {
       direct = steps_allowed(self->side);
       error.keep();
@@ -211,7 +223,8 @@ static bool tell_loop(connection_object* self) {
   auto& side = self->side;
   int flags = self->client->flags();
   int watched = flags & (net::wait_write | net::closed);
-  if ((flags & (net::wait_read | net::ready | net::idle)) != 0 && (flags & net::closed) == 0) watched |= net::wait_read;
+  const bool open = (flags & net::closed) == 0 && self->base.session->reads();
+  if (open && (flags & (net::wait_read | net::ready | net::idle)) != 0) watched |= net::wait_read;
   int fd = self->client->fileno();
   bool wish = self->client->session().cancel_wanted() != core::cancel_wish::none;
   if (watched == side.watched && (fd == side.fd || (watched & net::closed) != 0) && !wish) return true;

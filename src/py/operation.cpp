@@ -106,6 +106,22 @@ PyObject* statement(PyObject* object, void*) {
   return guarded([&] { return prepared_new(known); });
 }
 
+PyObject* stirred(PyObject* object, void*) {
+  return PyBool_FromLong(self_of(object)->op->stirred);
+}
+
+PyObject* on_stir(PyObject* object, void*) {
+  auto* callback = self_of(object)->on_stir;
+  return Py_NewRef(callback != nullptr ? callback : Py_None);
+}
+
+int set_on_stir(PyObject* object, PyObject* callback, void*) {
+  auto* self = self_of(object);
+  auto before = ref::steal(std::exchange(self->on_stir, nullptr));
+  if (callback != nullptr && callback != Py_None) self->on_stir = Py_NewRef(callback);
+  return 0;
+}
+
 PyObject* connection(PyObject* object, void*) {
   auto* driver = self_of(object)->driver;
   return Py_NewRef(driver != nullptr ? reinterpret_cast<PyObject*>(driver) : Py_None);
@@ -122,6 +138,7 @@ int traverse(PyObject* object, visitproc visit, void* arg) {
   Py_VISIT(self->bad_value);
   Py_VISIT(self->result);
   Py_VISIT(self->error);
+  Py_VISIT(self->on_stir);
   Py_VISIT(reinterpret_cast<PyObject*>(self->waiter));
   return 0;
 }
@@ -135,6 +152,7 @@ int clear(PyObject* object) {
   Py_CLEAR(self->bad_value);
   Py_CLEAR(self->result);
   Py_CLEAR(self->error);
+  Py_CLEAR(self->on_stir);
   Py_CLEAR(self->waiter);
   return 0;
 }
@@ -167,6 +185,8 @@ PyGetSetDef properties[] = {
     {"sql", sql, nullptr, "The text that was given, or None.", nullptr},
     {"written", written, nullptr, "Whether a byte of it may have left: False means that it is safe to retry.", nullptr},
     {"statement", statement, nullptr, "The PreparedStatement that it runs, once known; else None.", nullptr},
+    {"stirred", stirred, nullptr, "A channel: there is something to take, or room to feed.", nullptr},
+    {"on_stir", on_stir, set_on_stir, "Called without arguments when it has stirred, or is done; or None.", nullptr},
     {"connection", connection, nullptr, "Its Connection or Session; None once that is gone.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 

@@ -25,6 +25,7 @@ struct operation_object {
   PyObject* bad_value;  // the error of the first that could not be decoded
   PyObject* result;     // cached
   PyObject* error;      // cached; or what encoding raised
+  PyObject* on_stir;    // called when a channel has stirred, or an operation without a waiter is done
   waiter_object* waiter;
   observation* observed;  // owned; null where nobody observes, or its record was made
   wanted want;

@@ -100,6 +100,13 @@ PyObject* outbound(PyObject* object, PyObject*) {
   });
 }
 
+PyObject* next_stirred_method(PyObject* object, PyObject*) {
+  return guarded([&]() -> PyObject* {
+    if (!check_process(driver_of(object))) return nullptr;
+    return next_stirred(driver_of(object)).release();
+  });
+}
+
 PyObject* next_completed_method(PyObject* object, PyObject*) {
   return guarded([&]() -> PyObject* {
     auto operation = next_completed(driver_of(object));
@@ -202,6 +209,7 @@ PyMethodDef methods[] = {
     {"outbound", outbound, METH_NOARGS, "Takes all the bytes for the server."},
     {"pump", pump, METH_NOARGS, "Makes all the progress that is possible."},
     {"next_completed", next_completed_method, METH_NOARGS, "The oldest finished operation not yet taken, or None."},
+    {"next_stirred", next_stirred_method, METH_NOARGS, "The next channel that has stirred, or None."},
     {"cancel_too_old", cancel_too_old, METH_NOARGS, "A CancelRequest of ours can't strike any more."},
     {"cancel_wanted", cancel_wanted, METH_NOARGS, "NONE, NOW or GRACE."},
     {"cancel_started", cancel_started, METH_NOARGS, "A CancelRequest is under way."},

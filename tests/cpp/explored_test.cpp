@@ -3,8 +3,8 @@
 // A state is reached by playing its actions from the beginning, breadth first, so that what breaks a rule is told with
 // the shortest way to it. States whose keys are equal are one: the key holds everything that can still matter.
 //
-//   PGPOLL_EXPLORED=3                       programs of so many requests of all kinds, instead of two of the usual ones
-//   PGPOLL_EXPLORED_KINDS=known,script      of these kinds only
+//   PGPOLL_EXPLORED=3                       programs of so many requests, instead of two
+//   PGPOLL_EXPLORED_KINDS=known,script      of these kinds; or all
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -136,8 +136,10 @@ void report(const std::string& what, const counts& total) {
 }
 
 const char* const usual =
-    "fresh,shared,prepare,fail_parse,fail_late,copy,script,copy_script,command,known,fail_sync,close";
+    "fresh,shared,prepare,fail_parse,fail_late,copy,script,copy_script,begin,known,fail_sync,close";
 const char* const few = "fresh,known,copy,script";
+const char* const transactional =
+    "insert,known_insert,stale_insert,dropped_insert,begin,begin_execute,begin_script,commit,rollback,fail_describe";
 #ifdef __SANITIZE_ADDRESS__
 constexpr bool sanitized = true;  // ten times slower: fewer kinds
 #else
@@ -145,12 +147,13 @@ constexpr bool sanitized = false;
 #endif
 const char* const combined = sanitized ? "known,copy,script" : usual;
 const char* const combined_otherwise = sanitized ? "known,copy" : few;
+const char* const combined_transactions = sanitized ? "stale_insert,begin,rollback" : transactional;
 
-// The kinds to be combined: those that the environment names, or all where it asks for much, or `otherwise`.
+// The kinds to be combined: those that the environment names, or `otherwise`.
 std::vector<kind> kinds_of(const char* otherwise) {
   std::vector<kind> out;
   const char* const chosen = std::getenv("PGPOLL_EXPLORED_KINDS");
-  const bool all = chosen == nullptr && std::getenv("PGPOLL_EXPLORED") != nullptr;
+  const bool all = chosen != nullptr && std::string_view(chosen) == "all";
   const auto list = std::string(",").append(chosen != nullptr ? chosen : otherwise).append(",");
   for (int i = 0; i < static_cast<int>(kind::kinds); ++i) {
     const auto name = std::string(",").append(name_of(kind(i))).append(",");
@@ -217,8 +220,34 @@ TEST_P(explored_otherwise, cancelled_by_grace) {
   explore(made);
 }
 
+// What leaves something behind, and what transactions do to it.
+class explored_transactions : public testing::TestWithParam<kind> {};
+
+TEST_P(explored_transactions, every_interleaving) {
+  program made;
+  made.halves = false;
+  explore_all(GetParam(), kinds_of(combined_transactions), made);
+}
+
+// Three requests, for the one case that needs them: a cancel strikes an insert in somebody's place, and the beginning
+// of a transaction is behind it.
+#ifndef __SANITIZE_ADDRESS__
+TEST(explored_by_grace, no_second_attempt_inside_of_anothers_transaction) {
+  program made;
+  made.kinds = {kind::known, kind::known_insert, kind::begin};
+  made.halves = false;
+  made.grace = true;
+  counts total;
+  explorer(made, total).explore();
+  report("a struck insert", total);
+}
+#endif
+
 const auto name_of_kind = [](const auto& each) { return std::string(name_of(each.param)); };
 INSTANTIATE_TEST_SUITE_P(first, explored, testing::ValuesIn(kinds_of(combined)), name_of_kind);
 INSTANTIATE_TEST_SUITE_P(first, explored_otherwise, testing::ValuesIn(kinds_of(combined_otherwise)), name_of_kind);
+
+INSTANTIATE_TEST_SUITE_P(first, explored_transactions, testing::ValuesIn(kinds_of(combined_transactions)),
+                         name_of_kind);
 
 }  // namespace

@@ -4,18 +4,24 @@
 // Its SQL is a handful of words; what comes back carries the token that was asked with, which is Bind's only argument
 // or else the last word of the text:
 //
-//   select ...          two rows of the token, the second after some work    fail parse, fail bind, fail execute ...
+//   select ...          two rows of the token, the second after some work    fail parse, fail describe, fail bind ...
 //   copy ...            CopyInResponse                                       fail late    behind a row
 //   tag ...             no rows, the tag "TAG 41"                            fail sync    at Sync, behind
-//   CommandComplete
+//   insert ...          an effect of the token                               CommandComplete
+//   begin ...           BEGIN; commit ... and rollback ... alike
+//
+// Effects are durable once their transaction has ended well: at Sync, or at COMMIT where BEGIN came before.
 #pragma once
 
+#include <algorithm>
 #include <deque>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "backend.hpp"
 
@@ -63,12 +69,20 @@ inline frontend_message take_frontend(std::string_view& bytes, bool begun) {
   return out;
 }
 
+struct effect {
+  enum class state : char { pending, durable, undone };
+  int token = 0;
+  int transaction = 0;  // the token of its BEGIN; 0: its own
+  state now = state::pending;
+};
+
 class model_server {
  public:
   std::deque<frontend_message> waiting;  // received and not yet dealt with
   std::deque<std::string> answers;       // one message each, on their way
   bool cancel_pending = false;           // the backend's QueryCancelPending
   bool ended = false;                    // Terminate has come
+  std::vector<effect> effects;           // those undone by their own error are struck
 
   void feed(std::string_view bytes) {
     while (!bytes.empty()) {
@@ -85,7 +99,16 @@ class model_server {
     if (running_ != running::no) return true;
     if (skipping_ || !can_work()) return false;
     const char next = waiting.front().type;
-    return next == 'P' || next == 'B' || next == 'E' || next == 'Q' || (next == 'S' && in_transaction_);
+    return next == 'P' || next == 'D' || next == 'B' || next == 'E' || next == 'Q' || (next == 'S' && uncommitted_);
+  }
+
+  char status() const { return status_; }
+
+  // The table of "insert stale" is altered, and "insert dropped" deallocated.
+  void change_plans() {
+    for (const auto& [name, sql] : statements_)
+      if (sql == "insert stale") stale_.insert(name);
+    std::erase_if(statements_, [](const auto& each) { return each.second == "insert dropped"; });
   }
 
   // One piece of work; `hit` where the pending cancel strikes in it.
@@ -107,11 +130,14 @@ class model_server {
 
   void key(std::string& out) const {
     out += static_cast<char>(running_);
-    out += static_cast<char>(skipping_ | in_transaction_ << 1 | simple_ << 2 | cancel_pending << 3 | ended << 4);
+    out += static_cast<char>(skipping_ | uncommitted_ << 1 | simple_ << 2 | cancel_pending << 3 | ended << 4);
     out += bound_ + '/' + token_ + '/' + late_failure_ + '/';
     for (const auto& each : waiting) out += each.type + each.name + '.' + each.sql + '.' + each.argument + ';';
     out += '|';
-    for (const auto& [name, sql] : statements_) out += name + '=' + sql + ';';
+    for (const auto& [name, sql] : statements_) out += name + '=' + sql + (stale_.contains(name) ? '!' : ';');
+    (out += status_) += static_cast<char>(transaction_);
+    for (const auto& each : effects)
+      for (const int part : {each.token, each.transaction, static_cast<int>(each.now)}) out += static_cast<char>(part);
   }
 
  private:
@@ -119,13 +145,27 @@ class model_server {
 
   bool copying() const { return running_ == running::copy; }
   void say(std::string message) { answers.push_back(std::move(message)); }
-  void ready() { say(test::ready()); }
+  void ready() {
+    if (status_ == 'I') decide(effect::state::durable);
+    say(test::ready(status_));
+  }
+
+  // What becomes of the pending effects.
+  void decide(effect::state how) {
+    if (how == effect::state::undone)
+      std::erase_if(effects,
+                    [](const auto& each) { return each.now == effect::state::pending && each.transaction == 0; });
+    for (auto& each : effects)
+      if (each.now == effect::state::pending) each.now = how;
+  }
 
   void fail(const std::string& code, const std::string& text) {
     say(server_error(code, "ERROR", text));
     running_ = running::no;
     late_failure_.clear();
-    in_transaction_ = false;
+    uncommitted_ = false;
+    decide(effect::state::undone);
+    if (status_ == 'T') status_ = 'E';
     if (simple_)
       ready();
     else
@@ -134,7 +174,21 @@ class model_server {
   }
   void end_copy(const std::string& code, const std::string& text) { fail(code, text); }
 
+  // In a transaction that has failed all but its end is refused.
+  bool is_refused(const frontend_message& got) const {
+    if (status_ != 'E' || std::string_view("PDBEQ").find(got.type) == std::string_view::npos) return false;
+    const auto known = statements_.find(got.name);
+    const auto& sql = got.type == 'P' || got.type == 'Q' ? got.sql : got.type == 'E' ? bound_ : known->second;
+    return !sql.empty() && !sql.starts_with("commit") && !sql.starts_with("rollback");
+  }
+
   void on(const frontend_message& got, bool hit) {
+    const bool names = got.type == 'D' || got.type == 'B';
+    if (names && !statements_.contains(got.name)) return fail("26000", got.name);
+    if (is_refused(got)) {
+      simple_ = got.type == 'Q';
+      return fail("25P02", "current transaction is aborted");
+    }
     switch (got.type) {
       case '!':
         for (auto each : {message('R', int32(0)), message('K', int32(4711) + "abcd"), test::ready()}) say(each);
@@ -156,15 +210,15 @@ class model_server {
         break;
       case 'C':
         statements_.erase(got.name);
+        stale_.erase(got.name);
         say(message('3'));
         break;
       case 'S':
         if (hit)
-          say(server_error("57014", "ERROR", "canceling statement due to user request"));
+          fail("57014", "canceling statement due to user request");
         else if (!late_failure_.empty())
-          say(server_error("P0001", "ERROR", late_failure_));
-        late_failure_.clear();
-        skipping_ = in_transaction_ = false;
+          fail("P0001", std::string(late_failure_));
+        skipping_ = uncommitted_ = false;
         ready();
         break;
       case 'Q':
@@ -181,23 +235,28 @@ class model_server {
   }
 
   void describe(const std::string& sql) {
+    if (sql.starts_with("fail describe")) return fail("P0001", sql);
     say(message('t', int16(1) + int32(23)));
     const bool rows = sql.starts_with("select") || sql.starts_with("fail late");
     say(rows ? row_of_int4("n") : message('n'));
   }
 
   void bind(const frontend_message& got) {
-    const auto found = statements_.find(got.name);
-    if (found == statements_.end()) return fail("26000", got.name);
-    bound_ = found->second;
+    if (stale_.contains(got.name)) return fail("0A000", "cached plan must not change result type");
+    bound_ = statements_.at(got.name);
     token_ = got.argument.empty() ? last_word(bound_) : got.argument;
     if (bound_.starts_with("fail bind")) return fail("P0001", "fail bind " + token_);
     say(message('2'));
   }
 
   void run() {
-    in_transaction_ = true;
-    if (bound_.starts_with("select")) {
+    uncommitted_ = status_ == 'I';
+    const auto word = bound_.substr(0, bound_.find(' '));
+    if (word == "begin" || word == "commit" || word == "rollback") return control(word);
+    if (word == "insert") {
+      effects.push_back({std::stoi(token_), transaction_});
+      say(message('C', text("INSERT 0 1")));
+    } else if (bound_.starts_with("select")) {
       say(data_row());
       running_ = running::rows;
     } else if (bound_.starts_with("tag")) {
@@ -207,11 +266,26 @@ class model_server {
       running_ = running::copy;
     } else if (bound_.starts_with("fail sync")) {
       say(message('C', text("INSERT 0 1")));
-      late_failure_ = "fail sync " + token_;
+      if (status_ == 'I') late_failure_ = "fail sync " + token_;  // else it would be at COMMIT
     } else {
       if (bound_.starts_with("fail late")) say(data_row());
       fail("P0001", bound_.substr(0, bound_.rfind(' ')) + ' ' + token_);
     }
+  }
+
+  // What a server answers with a warning where there is no transaction, or one already, is done all the same.
+  void control(const std::string& word) {
+    uncommitted_ = false;
+    const bool commits = word == "commit" && status_ != 'E';
+    if (word == "begin" && status_ == 'I') {
+      status_ = 'T';
+      transaction_ = std::stoi(token_);
+    } else if (word != "begin") {
+      decide(commits ? effect::state::durable : effect::state::undone);
+      status_ = 'I';
+      transaction_ = 0;
+    }
+    say(message('C', text(word == "begin" ? "BEGIN" : commits ? "COMMIT" : "ROLLBACK")));
   }
 
   void finish_rows(bool hit) {
@@ -221,7 +295,7 @@ class model_server {
     say(message('C', text("SELECT 2")));
     if (!simple_) return;
     say(message('C', text("TAG " + token_)));  // the script's second statement
-    simple_ = in_transaction_ = false;
+    simple_ = uncommitted_ = false;
     ready();
   }
 
@@ -240,7 +314,7 @@ class model_server {
     if (sql.starts_with("select") || sql.starts_with("fail late")) say(row_of_int4("n"));
     run();
     if (running_ != running::no || !simple_) return;
-    simple_ = in_transaction_ = false;
+    simple_ = uncommitted_ = false;
     ready();
   }
 
@@ -251,14 +325,17 @@ class model_server {
   static std::string last_word(const std::string& sql) { return sql.substr(sql.rfind(' ') + 1); }
 
   std::map<std::string, std::string, std::less<>> statements_;
+  std::set<std::string, std::less<>> stale_;  // those whose plan has changed
   std::string bound_;
   std::string token_;
   std::string late_failure_;
   running running_ = running::no;
   bool begun_ = false;
-  bool skipping_ = false;        // to the next Sync, after an error
-  bool in_transaction_ = false;  // between Execute and Sync, where a cancel may still strike
-  bool simple_ = false;          // a simple query is being run
+  bool skipping_ = false;     // to the next Sync, after an error
+  bool uncommitted_ = false;  // between Execute and Sync, where a cancel may still strike
+  bool simple_ = false;       // a simple query is being run
+  char status_ = 'I';         // ReadyForQuery's
+  int transaction_ = 0;       // the token of its BEGIN
 };
 
 }  // namespace pgpoll::test

@@ -23,7 +23,27 @@ std::string arguments_of(int token) {
 }
 
 bool is_simple(kind what) {
-  return what == kind::script || what == kind::copy_script || what == kind::fail_script;
+  return what == kind::script || what == kind::copy_script || what == kind::fail_script || what == kind::begin_script;
+}
+
+bool is_command(kind what) {
+  return what == kind::command || what == kind::begin || what == kind::commit || what == kind::rollback;
+}
+
+bool begins(kind what) {
+  return what == kind::begin || what == kind::begin_execute || what == kind::begin_script;
+}
+
+bool is_insert(kind what) {
+  return what == kind::insert || what == kind::known_insert || what == kind::stale_insert ||
+         what == kind::dropped_insert;
+}
+
+// Behind such a second attempt might run inside of a transaction, or not at all.
+bool hinders_others(kind what) {
+  return begins(what) || is_command(what) || is_simple(what) || what == kind::copy || what == kind::known_copy ||
+         what == kind::close || what == kind::fail_parse || what == kind::fail_describe || what == kind::fail_late ||
+         what == kind::fail_bind || what == kind::fail_sync;
 }
 
 // Statements that have been prepared before the program begins.
@@ -38,6 +58,12 @@ const char* known_word(kind what) {
       return "fail sync known";
     case kind::known_copy:
       return "copy known";
+    case kind::known_insert:
+      return "insert known";
+    case kind::stale_insert:
+      return "insert stale";
+    case kind::dropped_insert:
+      return "insert dropped";
     default:
       return nullptr;
   }
@@ -56,6 +82,8 @@ std::string world::request::word() const {
       return "select shared";
     case kind::fail_parse:
       return "fail parse" + number;
+    case kind::fail_describe:
+      return "fail describe shared";
     case kind::fail_late:
       return "fail late" + number;
     case kind::copy:
@@ -67,6 +95,16 @@ std::string world::request::word() const {
       return "fail late" + number;
     case kind::command:
       return "tag" + number;
+    case kind::insert:
+      return "insert" + number;
+    case kind::begin:
+    case kind::begin_execute:
+    case kind::begin_script:
+      return "begin" + number;
+    case kind::commit:
+      return "commit" + number;
+    case kind::rollback:
+      return "rollback" + number;
     case kind::close:
       return {};
     default:
@@ -93,6 +131,7 @@ world::world(const program& made) : program_(made), talk_(settings_of(made)) {
     if (sql != nullptr && talk_.find_statement(sql) == nullptr) complete(talk_.start_prepare(sql));
   }
   settle();
+  server_.change_plans();
   consumed_.clear();
   inspected_ = 0;
   sent_ = (talk_.*revealed(tag_of_outbound_{})).sent_total();
@@ -206,6 +245,7 @@ void world::act(unsigned which) {
     }
   }
   settle();
+  judge_effects();
   take_outcomes();
   inspect(before);
   const bool ends = server_.ended && !server_.can_work();
@@ -214,7 +254,9 @@ void world::act(unsigned which) {
   const auto unfinished = std::count_if(requests_.begin(), requests_.end(), [](const auto& r) { return bool(r.op); });
   const bool draining = cancel_ == cancelling::draining;
   say(talk_.in_flight() == static_cast<std::size_t>(unfinished) + draining, "in_flight() counts wrong");
-  if (finished() && !server_.ended) say(talk_.quiet(), "nothing is on its way, and the session is not quiet");
+  if (!finished() || server_.ended) return;
+  say(talk_.quiet(), "nothing is on its way, and the session is not quiet");
+  say(talk_.transaction_status() == server_.status(), "another transaction status than the server's (D19)");
 }
 
 void world::start_next() {
@@ -230,7 +272,7 @@ void world::start_next() {
     each.op = talk_.start_prepare(word);
   } else if (is_simple(each.what)) {
     each.op = talk_.start_script(word);
-  } else if (each.what == kind::command) {
+  } else if (is_command(each.what)) {
     each.op = talk_.start_command(word);
   } else if (auto found = talk_.find_statement(word)) {
     each.op = talk_.start_execute(std::move(found), arguments_of(each.token));
@@ -349,7 +391,8 @@ void world::take_outcomes() {
     say(!each.abandoned, "an abandoned request was handed out");
     for (int i = 0; i < index; ++i) {
       const auto& ahead = requests_[static_cast<std::size_t>(i)];
-      say(ahead.done || ahead.abandoned || !each.first_byte, "told out of order");
+      const bool again = ahead.op && ahead.op->again;  // its second place is behind those that were on the wire
+      say(ahead.done || ahead.abandoned || again || !each.first_byte, "told out of order");
     }
     judge(each, *op);
   }
@@ -371,10 +414,13 @@ void world::judge(request& each, const operation& op) {
     const bool after_close = std::any_of(requests_.begin(), requests_.end(), [&](const auto& other) {
       return other.what == kind::close && other.token < each.token && other.started;
     });
-    say((code == "57014" && may_be_hit(each, op)) || (gone && (lost_ || after_close)),
+    say((code == "57014" && may_be_hit(each, op)) || (gone && (lost_ || after_close)) || is_of_its_place(each, code),
         "an error of somebody else: " + error.message);
     const auto first_byte = each.first_byte;
     say(op.written == (first_byte && sent_ > *first_byte), "safe_to_retry is wrong");
+    const auto* const left = effect_of(each);
+    const bool known = !op.written || (error.kind == failure::kind::server && code != "57P01");
+    say(!known || left == nullptr || left->now == effect::state::undone, "told to have failed, and it stands");
   }
   each.done = true;
   each.op = nullptr;
@@ -389,10 +435,50 @@ bool world::may_be_hit(const request& each, const operation& op) const {
     case kind::shared:
     case kind::known:
     case kind::prepare:
-      return program_.grace && (op.again || rows_came || lost_);
+    case kind::insert:
+    case kind::known_insert:
+      return program_.grace && (op.again || rows_came || lost_ || hindered(each));
     default:
       return program_.grace;
   }
+}
+
+// Whether an error is due to what came before the request, or to what hindered a second attempt.
+bool world::is_of_its_place(const request& each, std::string_view code) const {
+  if (code == "25P02") return began_before(each);
+  const bool stale = each.what == kind::stale_insert && code == "0A000";
+  const bool dropped = each.what == kind::dropped_insert && code == "26000";
+  return (stale || dropped) && (lost_ || hindered(each));
+}
+
+bool world::hindered(const request& each) const {
+  return std::any_of(requests_.begin(), requests_.end(), [&](const auto& other) {
+    return &other != &each && other.started &&
+           (begins(other.what) || (other.token > each.token && hinders_others(other.what)));
+  });
+}
+
+bool world::began_before(const request& each) const {
+  return std::any_of(requests_.begin(), requests_.end(), [&](const auto& other) {
+    return other.started && begins(other.what) && other.token < each.token;
+  });
+}
+
+// Nothing runs twice, and nothing inside of a transaction that begins behind it.
+void world::judge_effects() {
+  for (const auto& each : requests_) {
+    if (!is_insert(each.what)) continue;
+    const auto stands = [&](const effect& one) { return one.token == each.token; };
+    say(std::count_if(server_.effects.begin(), server_.effects.end(), stands) <= 1, "it ran twice");
+    const auto* const left = effect_of(each);
+    say(left == nullptr || left->transaction < each.token, "it ran inside of a transaction that began behind it");
+  }
+}
+
+const effect* world::effect_of(const request& each) const {
+  for (const auto& left : server_.effects)
+    if (is_insert(each.what) && left.token == each.token) return &left;
+  return nullptr;
 }
 
 // Whether this is the request's own proper outcome.
@@ -408,6 +494,9 @@ bool world::as_asked(const request& each, const operation& op) const {
   const auto failed = [&](enum failure::kind how, const std::string& text) {
     return op.state == operation::state::failed && op.error->kind == how && op.error->message.find(text) == 0;
   };
+  const auto tagged = [&](const std::string& tag) {
+    return succeeded && op.results.size() == 1 && op.results[0].tag == tag;
+  };
   switch (each.what) {
     case kind::fresh:
     case kind::shared:
@@ -416,7 +505,22 @@ bool world::as_asked(const request& each, const operation& op) const {
     case kind::script:
       return succeeded && op.results.size() == 2 && two_rows(op.results[0]) && op.results[1].tag == "TAG " + token;
     case kind::command:
-      return succeeded && op.results.size() == 1 && op.results[0].tag == "TAG " + token;
+      return tagged("TAG " + token);
+    case kind::insert:
+    case kind::known_insert:
+    case kind::stale_insert:
+    case kind::dropped_insert: {
+      const auto* const left = effect_of(each);
+      return tagged("INSERT 0 1") && left != nullptr && (left->transaction != 0 || left->now == effect::state::durable);
+    }
+    case kind::begin:
+    case kind::begin_execute:
+    case kind::begin_script:
+      return tagged("BEGIN");
+    case kind::commit:
+      return tagged("COMMIT") || (tagged("ROLLBACK") && began_before(each));
+    case kind::rollback:
+      return tagged("ROLLBACK");
     case kind::prepare:
     case kind::known_prepare:
       return succeeded && op.statement && op.statement->sql == each.word() && op.statement->columns;
@@ -428,8 +532,10 @@ bool world::as_asked(const request& each, const operation& op) const {
       return failed(failure::kind::misuse, "COPY FROM STDIN");
     case kind::close:
       return succeeded;
-    case kind::fail_bind:
     case kind::fail_sync:
+      if (tagged("INSERT 0 1")) return began_before(each);
+      [[fallthrough]];
+    case kind::fail_bind:
       return failed(failure::kind::server, each.word().substr(0, 10) + token);
     default:
       return failed(failure::kind::server, each.word());
@@ -499,7 +605,7 @@ void world::client_key(std::string& out) const {
   add('|');
   add_exchange(talk_.*revealed(tag_of_writer_{}));
   add(talk_.*revealed(tag_of_cancelling_{}), talk_.*revealed(tag_of_state_{}), talk_.*revealed(tag_of_eof_{}));
-  add(talk_.*revealed(tag_of_stray_cancel_{}), talk_.*revealed(tag_of_names_may_exist_{}));
+  add(talk_.*revealed(tag_of_stray_cancel_{}), talk_.*revealed(tag_of_names_may_exist_{}), talk_.transaction_status());
   for (const auto& each : talk_.*revealed(tag_of_cache_{}).*revealed(tag_of_order_{}))
     out += each->name + (each.use_count() > 1 ? '+' : ';');
   out += consumed_ + '|' + received_ + '|';

@@ -16,18 +16,23 @@
 
 namespace pgpoll::test {
 
-// What a request asks for. Those of the second line know their statement already: one flight.
+// What a request asks for. Those of the second line know their statement already: one flight. Those of the third leave
+// something behind; of stale_insert and dropped_insert the statement is known, and no longer good.
 // clang-format off
-enum class kind : char { fresh, shared, refused, prepare, fail_parse, fail_late, copy, script, copy_script, fail_script,
-                         command, known, known_prepare, fail_bind, fail_sync, known_copy, close, kinds };
-// clang-format on
+enum class kind : char { fresh, shared, refused, prepare, fail_parse, fail_describe, fail_late, copy, script, copy_script,
+                         fail_script, command, known, known_prepare, fail_bind, fail_sync, known_copy,
+                         insert, known_insert, stale_insert, dropped_insert, begin, begin_execute, begin_script, commit,
+                         rollback, close, kinds };
 inline const char* name_of(kind which) {
-  constexpr std::array names = {"fresh",         "shared",    "refused",     "prepare",     "fail_parse", "fail_late",
-                                "copy",          "script",    "copy_script", "fail_script", "command",    "known",
-                                "known_prepare", "fail_bind", "fail_sync",   "known_copy",  "close"};
+  constexpr std::array names = {
+      "fresh", "shared", "refused", "prepare", "fail_parse", "fail_describe", "fail_late", "copy", "script", "copy_script",
+      "fail_script", "command", "known", "known_prepare", "fail_bind", "fail_sync", "known_copy",
+      "insert", "known_insert", "stale_insert", "dropped_insert", "begin", "begin_execute", "begin_script", "commit",
+      "rollback", "close"};
   static_assert(names.size() == static_cast<std::size_t>(kind::kinds));
   return names[static_cast<std::size_t>(which)];
 }
+// clang-format on
 
 enum action : unsigned {
   start,              // the next request
@@ -101,7 +106,12 @@ class world {
   void take_outcomes();
   void judge(request& each, const core::operation& op);
   bool may_be_hit(const request& each, const core::operation& op) const;
+  bool is_of_its_place(const request& each, std::string_view code) const;
   bool as_asked(const request& each, const core::operation& op) const;
+  bool hindered(const request& each) const;
+  bool began_before(const request& each) const;
+  const effect* effect_of(const request& each) const;
+  void judge_effects();
   void deliver(std::string_view bytes);
   void lose(unsigned how);
   int head() const;

@@ -205,8 +205,8 @@ class Sanity(Watched):
             self.made.clear()
         for each in self.proxies:
             each.close()
-        with contextlib.suppress(TimeoutError):  # a CancelRequest that nobody answers has 2 s
-            await self.until(lambda: not descriptors() - self.descriptors, 2.5)
+        with contextlib.suppress(TimeoutError):  # the proxies' sockets close in a thread of their own
+            await self.until(lambda: not descriptors() - self.descriptors, 0.5)
         left = asyncio.all_tasks() - self.tasks - {asyncio.current_task()}
         assert not left, f"tasks are left: {left}"
         self.nothing_left()
@@ -233,6 +233,12 @@ class SyncSanity(Watched):
         conn = sync.connect(**self.parameters(proxy, changes))
         self.made.append(conn)
         return conn
+
+    def until(self, condition: Callable[[], bool], seconds: float = 5) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it takes too long"
+            time.sleep(0.002)
 
     def usable(self, conn: sync.Connection) -> None:
         for _ in range(3):

@@ -145,7 +145,7 @@ async def test_f08_the_cancel_request_vanishes(
         cable.cut()
         with assert_sane.raises(pgpoll.QueryTimeout):
             await first.execute("select 1", timeout=0.05)
-        with assert_sane.raises(pgpoll.ConnectionLost):
+        with assert_sane.raises(pgpoll.ConnectionLost, match="a CancelRequest was not answered"):
             await asyncio.wait_for(first.execute("select 1"), 2)
         task = asyncio.create_task(second.execute("select 1"))
         await asyncio.sleep(0)

@@ -270,8 +270,8 @@ class Blocks:
                 block.outcome = CLOSED
         self._advance()
 
-    def lost(self, why: str = "") -> None:
-        """The connection has ended (`why`: by us): everyone in line is told, and no block is live any more."""
+    def lost(self) -> None:
+        """The connection has ended: everyone in line is told, and no block is live any more."""
         for block in self.stack:
             block.state, block.outcome, block.owner = ENDED, block.outcome or LOST, None
         self.stack.clear()
@@ -280,19 +280,19 @@ class Blocks:
         for turn in line:
             if isinstance(turn, Control) and turn.block.state is WAITING:
                 turn.block.state = ENDED
-            turn.error, turn.decided = self._lost(why), True
+            turn.error, turn.decided = self._lost(), True
         for turn in line:
             turn.wake()
 
     # -- within
 
-    def _lost(self, why: str) -> errors.Error:
+    def _lost(self) -> errors.Error:
         cause = self._core.why_closed
         if isinstance(cause, errors.ConnectionLost):
-            error = errors.ConnectionLost(why or str(cause))
+            error = errors.ConnectionLost(str(cause))
             error.__cause__ = cause.__cause__
         else:
-            error = errors.ConnectionLost(why or f"the connection was lost: {cause}")
+            error = errors.ConnectionLost(f"the connection was lost: {cause}")
             error.__cause__ = cause
         return _retryable(error)
 

@@ -73,7 +73,6 @@ class Driver:
         self._closed: Future[None] | None = None  # of close(): done when the connection has ended
         self._deadline: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
-        self._why = ""  # set where we end it by ourselves
         self._over = False
         self._observed = observers.on_request is not None
         if self._observed:
@@ -316,8 +315,7 @@ class Driver:
 
     def abort(self, why: str) -> None:
         """See _blocks.Engine."""
-        self._why = why
-        self.terminate()
+        self.terminate(why)
 
     # -- who observes
 
@@ -361,9 +359,11 @@ class Driver:
             if timer is not None:
                 timer.cancel()
         self._deadline = self._patience = self._grace = self._stray = None
+        if self._cancel is not None:  # its socket does not outlive ours
+            self._cancel.give_up()
         self.core._report()  # where the loop was not there to be told
         if not self.loop.is_closed():
-            self.blocks.lost(self._why)
+            self.blocks.lost()
             if self._closed is not None and not self._closed.done():
                 self._closed.set_result(None)
 
@@ -460,21 +460,25 @@ class Driver:
         if request is None and self.core.in_flight:
             with contextlib.suppress(errors.InterfaceError):  # no key: it ends when the server notices
                 request = self._start_cancel()
+        self._cancel = None  # it is waited for here, though the connection has ended
         self.terminate()
         if request is not None:
-            await asyncio.shield(request.ended)
+            try:
+                await asyncio.shield(request.ended)
+            finally:
+                request.give_up()
 
-    def terminate(self) -> None:
+    def terminate(self, why: str = "closed") -> None:
         """End the connection now, from any thread; in the child of a fork, only this process's part of it."""
         if not self.ours:
             self.core.close_fd()
             return
         if self.loop.is_closed() or not self.loop.is_running() or threading.get_ident() == self._thread:
-            self.core.terminate()  # tells who waits, and _changed()
+            self.core.terminate(why)  # tells who waits, and _changed()
             self._end()
         else:
             with contextlib.suppress(RuntimeError):  # closed meanwhile
-                self.loop.call_soon_threadsafe(self.terminate, context=_EMPTY.copy())
+                self.loop.call_soon_threadsafe(self.terminate, why, context=_EMPTY.copy())
 
 
 class _Expiry:

@@ -71,10 +71,14 @@ class CancelRequest:
             self._socket.watch(self._cancel.fileno(), flags)
 
     def _finish(self) -> None:
+        in_time, self.delivered = self._cancel.done(), self._cancel.delivered()
+        self.give_up()
+        self._driver.cancel_ended(in_time=in_time)
+
+    def give_up(self) -> None:
+        """It has ended, or its connection has: nothing of it stays in the loop."""
         self._timer.cancel()
         self._socket.forget()
-        in_time, self.delivered = self._cancel.done(), self._cancel.delivered()
         self._cancel.close_fd()
-        if not self.ended.done():
+        if not self.ended.done() and not self._driver.loop.is_closed():
             self.ended.set_result(None)
-        self._driver.cancel_ended(in_time=in_time)

@@ -64,7 +64,6 @@ class Driver:
         self._doomed: deque[Block] = deque()  # their ends were noticed, wherever
         self._in_line = 0  # threads that wait without the mutex
         self._close: core.Operation[Any] | None = None
-        self._why = ""  # set where we end it by ourselves
         self._pid = os.getpid()
         self._observed = observers.on_request is not None
         if self._observed:
@@ -282,8 +281,7 @@ class Driver:
 
     def abort(self, why: str) -> None:
         """See _blocks.Engine."""
-        self._why = why
-        self.terminate()
+        self.terminate(why)
 
     def _settle(self) -> None:
         """Tell who observes and the blocks what is done, and everyone where the connection has ended."""
@@ -302,7 +300,7 @@ class Driver:
             self._drop_cancel()
             self.core.close_fd()
             self._watched.clear()
-            self.blocks.lost(self._why)
+            self.blocks.lost()
             self._changed.notify_all()
 
     def _tell_all(self) -> None:
@@ -358,14 +356,18 @@ class Driver:
             self._cancel_abandoned()
 
     def _finish_cancel(self, seconds: float) -> None:
-        """Drive the CancelRequest under way to its end, for at most so long; when its own time is up all is over."""
+        """Drive the CancelRequest under way to its end, for at most so long; when its own time is up all is over.
+
+        Nor does it outlive a connection that ends meanwhile.
+        """
+        leaving = self.core.closed
         if (under_way := self._cancel) is None:
             return
         request, expires = under_way
         until = min(monotonic() + seconds, expires)
         while True:
             flags = request.poll()
-            if request.done():
+            if request.done() or (self.core.closed and not leaving):
                 break
             if (left := until - monotonic()) <= 0:
                 if until < expires:
@@ -451,12 +453,12 @@ class Driver:
             self._drop_cancel()
         self.terminate()
 
-    def terminate(self) -> None:
+    def terminate(self, why: str = "closed") -> None:
         """End the connection now, from any thread; in the child of a fork, only this process's part of it."""
         if not self.ours:
             self.core.close_fd()
             return
-        self.core.terminate()
+        self.core.terminate(why)
         if self.mutex.acquire(blocking=False):  # else whoever has it sees it, within a slice
             try:
                 if not self._driving:

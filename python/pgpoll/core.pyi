@@ -382,8 +382,11 @@ class Connection(_Driver):
     def fileno(self) -> int: ...
     def close_fd(self) -> None:
         """Close the socket now. Unregister it first."""
-    def terminate(self) -> None:
-        """End everything now, from any thread; wait() returns. The descriptor stays open until close_fd()."""
+    def terminate(self, why: str = "closed", /) -> None:
+        """End everything now, from any thread; wait() returns. The descriptor stays open until close_fd().
+
+        What is not done yet ends with ConnectionLost of the text `why`.
+        """
     def wait(self, operation: Operation, seconds: float, /) -> bool:
         """Poll and wait until `operation` is done, or for so many seconds, with the GIL free. Whether it is done.
 

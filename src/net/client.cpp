@@ -73,7 +73,7 @@ int client::flags() const {
   return session_.reads() ? done | wait_read : done;
 }
 
-void client::terminate() {
+void client::terminate(std::string why) {
   if (!session_.ended()) {
     const bool at_message_boundary = connected_ && send_error_ == 0 && session_.outbound().empty();
     const bool past_startup = session_.transaction_status() != '\0';
@@ -82,7 +82,7 @@ void client::terminate() {
       const auto [size, error] = socket_.send(terminate_message);
       if (tap_ && error == 0) tap_->sent(terminate_message.substr(0, size));
     }
-    session_.fail(failure_of(core::failure::kind::closed, "closed"));
+    session_.fail(failure_of(core::failure::kind::closed, std::move(why)));
   }
   socket_.shutdown();
 }

@@ -63,9 +63,9 @@ class client {
   void read_everything() { everything_ = true; }
   bool unread() const { return unread_ && !session_.ended(); }
 
-  // Ends everything now: Terminate leaves if it can without blocking, every operation ends, whoever watches the
-  // descriptor wakes. It stays open until close_fd().
-  void terminate();
+  // Ends everything now: Terminate leaves if it can without blocking, every operation ends (each is told `why`),
+  // whoever watches the descriptor wakes. It stays open until close_fd().
+  void terminate(std::string why = "closed");
   void close_fd();
 
   void tap_with(std::unique_ptr<tap> tap) { tap_ = std::move(tap); }

@@ -26,6 +26,7 @@ bool end(cancel_object* self) {
   if (std::exchange(self->ended, true)) return true;
   auto* connection = self->connection;
   if (--connection->cancels != 0 || connection->base.generation != fork_generation()) return true;
+  if (connection->client->session().ended()) return true;
   connection->client->session().cancel_ended();
   connection->client->session().pump();  // the request's end may have come before the socket's
   stamp(&connection->base);

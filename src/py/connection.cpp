@@ -100,11 +100,13 @@ PyObject* close_fd_method(PyObject* object, PyObject*) {
   });
 }
 
-PyObject* terminate_method(PyObject* object, PyObject*) {
+PyObject* terminate_method(PyObject* object, PyObject* args) {
   return guarded([&]() -> PyObject* {
+    const char* why = "closed";
+    if (PyArg_ParseTuple(args, "|s:terminate", &why) == 0) return nullptr;
     auto* self = as_connection(object);
     auto held = ref::borrow(object);
-    terminate(self);
+    terminate(self, why);
     // Elsewhere than in the loop nothing of the loop may be called: it learns from its reader.
     if (runs_in_loop(self) && !settle(self, false)) return nullptr;
     Py_RETURN_NONE;
@@ -247,7 +249,8 @@ PyMethodDef methods[] = {
     {"flush", flush_method, METH_NOARGS, "Sends what it can, reads nothing: WAIT_WRITE or 0."},
     {"fileno", fileno_method, METH_NOARGS, "The socket; -1 without one."},
     {"close_fd", close_fd_method, METH_NOARGS, "Closes the socket now; unregister it first."},
-    {"terminate", terminate_method, METH_NOARGS, "Ends everything now; the socket stays open until close_fd()."},
+    {"terminate", terminate_method, METH_VARARGS,
+     "terminate(why): ends everything now; the socket stays open until close_fd()."},
     {"next_completed", next_completed_method, METH_NOARGS, "The oldest finished operation not yet taken, or None."},
     {"next_stirred", next_stirred_method, METH_NOARGS, "The next channel that has stirred, or None."},
     {"cancel_too_old", cancel_too_old, METH_NOARGS, "A CancelRequest of ours can't strike any more."},

@@ -51,7 +51,7 @@ bool advance(connection_object* self, int& flags);
 // Sends what it can, reads nothing. False with an exception set.
 bool flush(connection_object* self, int& flags);
 void close_fd(connection_object* self);
-void terminate(connection_object* self);
+void terminate(connection_object* self, std::string why);
 
 PyObject* start_cancel(connection_object* self);
 PyObject* wait_for(connection_object* self, PyObject* operation, double seconds);

@@ -146,9 +146,9 @@ void close_fd(connection_object* self) {
   }
 }
 
-void terminate(connection_object* self) {
+void terminate(connection_object* self, std::string why) {
   if (self->base.generation == fork_generation()) {
-    self->client->terminate();
+    self->client->terminate(std::move(why));
     stamp(&self->base);
   } else {
     self->client->close_fd();

@@ -89,6 +89,22 @@ async def test_f57_wrong_counts(assert_sane: Sanity) -> None:
         assert outcomes == [1, 2, 3, 4, 5]
 
 
+async def test_f57_one_tuple_for_all(assert_sane: Sanity) -> None:
+    """As other drivers take their parameters: the error says how these do. A list may be meant as an array."""
+    conn = await assert_sane.connect()
+    for _ in range(2):  # new, then known
+        for sql in ("select 1", "select $1::int4", "select $1::text", "select $1::uuid", "select $1::int4 + $2::int4"):
+            for one in ((7, 8), [7, 8]):
+                hint = rf"parameters are \*args, and one {type(one).__name__} was passed"
+                with assert_sane.raises(pgpoll.DataError, pgpoll.InterfaceError, match=hint):
+                    await conn.fetchval(sql, one)
+        assert await conn.fetchval("select $1::int4[]", [7, 8]) == [7, 8]
+        for sql, args in (("select $1::int4[]", ([7, "8"],)), ("select $1::int4, $2::int4", ([7], 8))):
+            with assert_sane.raises(pgpoll.DataError) as caught:
+                await conn.fetchval(sql, *args)
+            assert "*args" not in str(caught.value)
+
+
 async def test_f57_iteration_that_changes_its_list(assert_sane: Sanity) -> None:
     conn = await assert_sane.connect()
 

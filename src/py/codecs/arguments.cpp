@@ -12,20 +12,25 @@ std::string plural(std::size_t n, const char* noun) {
   return std::to_string(n) + " " + noun + (n == 1 ? "" : "s");
 }
 
+// Where one tuple or list was passed, as other drivers take them all.
+std::string one_for_all(PyObject* const* args, Py_ssize_t n) {
+  if (n != 1 || (!PyTuple_Check(args[0]) && !PyList_Check(args[0]))) return {};
+  return std::string("; parameters are *args, and one ") + Py_TYPE(args[0])->tp_name + " was passed";
+}
+
 bool wrong_count(std::size_t wanted, PyObject* const* args, Py_ssize_t n) {
   std::string text = "the statement has " + plural(wanted, "parameter");
   if (wanted == 1) text += " ($1)";
   if (wanted == 2) text += " ($1, $2)";
   if (wanted > 2) text += " ($1 to $" + std::to_string(wanted) + ")";
   text += " but " + plural(static_cast<std::size_t>(n), "argument") + (n == 1 ? " was given" : " were given");
-  if (n == 1 && (PyTuple_Check(args[0]) || PyList_Check(args[0])))
-    text += std::string("; parameters are *args, and one ") + Py_TYPE(args[0])->tp_name + " was passed";
-  raise_interface_error(text);
+  raise_interface_error(text + one_for_all(args, n));
   return false;
 }
 
 // What a value's refusal became: DataError that names the parameter, with the caller's own exception as its cause.
-void explain_refusal(const encoder& out, std::size_t number, std::uint32_t oid, PyObject* value) {
+void explain_refusal(const encoder& out, std::size_t number, std::uint32_t oid, PyObject* value,
+                     const std::string& hint) {
   auto pending = pending_error::fetch();
   auto cause = ref::steal(pending ? pending.take() : nullptr);
   if (cause) {
@@ -47,6 +52,7 @@ void explain_refusal(const encoder& out, std::size_t number, std::uint32_t oid, 
     text += std::string(": encoding it raised ") + Py_TYPE(cause.get())->tp_name;
   else if (out.reason() != nullptr)
     text += std::string(": ") + out.reason();
+  text += hint;
   auto message = decoded(text);
   auto error = ref::steal(message ? PyObject_CallOneArg(kind, message.get()) : nullptr);
   if (!error) return;
@@ -111,7 +117,8 @@ bool encode_arguments(const core::statement& statement, PyObject* const* args, P
     for (std::size_t i = 0; i < types.size(); ++i) {
       const auto* type = find_codec(types[i]);
       if (to.value(args[i], type != nullptr ? *type : text_codec)) continue;
-      explain_refusal(to, i + 1, types[i], args[i]);
+      const bool takes_lists = type != nullptr && type->element != nullptr;
+      explain_refusal(to, i + 1, types[i], args[i], takes_lists ? std::string() : one_for_all(args, n));
       return false;
     }
     return true;

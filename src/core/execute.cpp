@@ -88,7 +88,8 @@ step<statement_ptr> session::describe(std::string sql) {
     out().close_statement(evicted->name);
     ++closed;
   }
-  if (names_may_exist_ && !found->name.empty()) {
+  const bool closes_its_own = names_may_exist_ && !found->name.empty();
+  if (closes_its_own) {
     out().close_statement(found->name);
     ++closed;
   }
@@ -97,6 +98,8 @@ step<statement_ptr> session::describe(std::string sql) {
   co_await reply_turn();
 
   for (; closed > 0; --closed) expect(co_await next_message(), backend::close_complete);
+  if (closes_its_own)  // what a request ahead of this one has described meanwhile is gone, should Parse fail
+    if (const auto other = cache_.find(found->sql)) forget(*other);
   expect(co_await next_message(), backend::parse_complete);
   running_->parsed = true;
   auto parameters = expect(co_await next_message(), backend::parameter_description).read("ParameterDescription");

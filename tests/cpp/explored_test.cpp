@@ -229,6 +229,16 @@ TEST_P(explored_transactions, every_interleaving) {
   explore_all(GetParam(), kinds_of(combined_transactions), made);
 }
 
+// A statement that is stored though its describing was cancelled, and then needed where nothing may run again.
+TEST(explored_names, one_that_exists_within_a_transaction) {
+  program made;
+  made.kinds = {kind::begin, kind::shared, kind::shared};
+  made.halves = false;
+  counts total;
+  explorer(made, total).explore();
+  report("a name", total);
+}
+
 // Three requests, for the one case that needs them: a cancel strikes an insert in somebody's place, and the beginning
 // of a transaction is behind it.
 #ifndef __SANITIZE_ADDRESS__

@@ -354,11 +354,12 @@ void world::inspect(const frontend_message& got, int head_before) {
       if (got.type == 'X') return each.what == kind::close && each.op;
       if (got.type == 'B' && !got.argument.empty()) return got.argument == std::to_string(each.token);
       if (got.type == 'B') return &each == &requests_[static_cast<std::size_t>(writer_)];  // a command's
-      return each.word() == got.sql && each.op && (!each.first_byte || each.op->again);
+      return each.word() == got.sql && each.op && (each.op->again ? !each.written_again : !each.first_byte);
     };
     const auto found = std::find_if(requests_.begin(), requests_.end(), is_its);
     say(found != requests_.end(), "a message of no request or of a finished one has left");
     writer_ = static_cast<int>(found - requests_.begin());
+    found->written_again = found->op->again;
     say(!found->abandoned, "a request goes on though it was abandoned");
   }
   if (got.type == 'C') return;  // Close of an evicted statement, in front of a Parse
@@ -595,7 +596,8 @@ void world::client_key(std::string& out) const {
     add(p->bound, p->op->again, p->op->statement != nullptr && p->op->statement->stale);
   };
   for (const auto& each : requests_) {
-    add(each.started | each.abandoned << 1 | each.done << 2 | each.first_byte.has_value() << 3);
+    add(each.started | each.abandoned << 1 | each.done << 2 | each.first_byte.has_value() << 3 |
+        each.written_again << 4);
     add(each.first_byte && *each.first_byte < sent_);
   }
   add(writer_, barrier_, cancel_);

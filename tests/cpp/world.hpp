@@ -94,6 +94,7 @@ class world {
     int token = 0;
     core::operation_ptr op;  // until it is done
     bool started = false, abandoned = false, done = false;
+    bool written_again = false;               // of its second attempt
     std::optional<std::uint64_t> first_byte;  // in the stream of what has been written
     std::string word() const;                 // its SQL
   };

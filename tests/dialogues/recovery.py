@@ -57,6 +57,17 @@ def statement_dropped_under_us() -> Script:
 
 
 @dialogue
+def a_statement_closed_by_one_that_could_not_parse_it_again() -> Script:
+    """What "b" has described is gone with the Close of "c": the second attempt of "a" does not rely on it."""
+    script = knows().start("a", "execute", ONE).expect(*KNOWN).send(STALE)
+    script.start("b", "execute", ONE).expect(*AGAIN).abandon("b").expect("Sync")
+    script.start("c", "execute", ONE).expect(*AGAIN).abandon("c").expect("Sync")
+    script.send(ready_for_query(), described_again(), ready_for_query()).expect()
+    script.send(close_complete(), CANCELED, ready_for_query()).expect(*AGAIN)
+    return given(script.send(described_again()).expect(*KNOWN), "a", 7)
+
+
+@dialogue
 def second_attempt_with_other_parameters() -> Script:
     """The arguments are encoded anew, for the types that hold now."""
     sql = "select $1 as one"

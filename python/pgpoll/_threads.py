@@ -104,7 +104,7 @@ class Driver:
                         self._interrupt(operation)
                     self._settle()
                     raise
-        return self.request(lambda: self.core.start_execute(sql, args, want), None, None, sql)
+        return self.request(lambda: self.core.start_execute(sql, args, want), None, None, sql, opens=True)
 
     def request(
         self,
@@ -112,17 +112,27 @@ class Driver:
         via: Block | None,
         timeout: float | None,
         sql: str | core.PreparedStatement,
+        *,
+        opens: bool = False,
     ) -> T:
-        """The result of the operation that `begin` starts, when it is this request's turn."""
+        """The result of the operation that `begin` starts, when it is this request's turn.
+
+        `opens`: BEGIN may ride with it.
+        """
         deadline = None if timeout is None else monotonic() + timeout
         with _Held(self, deadline, timeout):
             operation = None
             try:
                 self._catch_up(deadline, timeout)
-                if self.blocks.admits(via, threading.current_thread(), ()):
+                if opens:
+                    operation = self.blocks.start(begin, via, threading.current_thread())
+                elif self.blocks.admits(via, threading.current_thread(), ()):
                     operation = begin()
-                else:
-                    operation = self._wait_for_turn(begin, via, deadline, timeout, sql)
+                if operation is None:
+                    turn = Turn(
+                        begin, via, threading.current_thread(), monotonic(), context=copy_context(), opens=opens
+                    )
+                    operation = self._wait_for_turn(turn, deadline, timeout, sql)
                 self._drive(operation, deadline, timeout)
             except BaseException:
                 if operation is not None and not operation.done():
@@ -153,9 +163,9 @@ class Driver:
             finally:
                 self._settle()
 
-    def control(self, block: Block, via: Block | None, *, commit: bool = False) -> Control:
+    def control(self, block: Block, via: Block | None, *, commit: bool = False, prepare: str = "") -> Control:
         """A block's start or end, as the current thread's."""
-        return Control(block, via, threading.current_thread(), monotonic(), commit=commit)
+        return Control(block, via, threading.current_thread(), monotonic(), commit=commit, prepare=prepare)
 
     def hold(self, channel: str, start: Callable[[], core.Operation[Any]], via: Block | None, where: str) -> Hold:
         """The turn of a channel, as the current thread's."""
@@ -174,13 +184,11 @@ class Driver:
 
     def _wait_for_turn(
         self,
-        begin: Callable[[], core.Operation[Any]],
-        via: Block | None,
+        turn: Turn,
         deadline: float | None,
         timeout: float | None,
         sql: str | core.PreparedStatement,
     ) -> core.Operation[Any]:
-        turn = Turn(begin, via, threading.current_thread(), monotonic(), context=copy_context())
         turn.wake = self._changed.notify_all
         self.blocks.line_up(turn)
         observed = InLine(self.core, turn, sql) if self._observed else None
@@ -272,6 +280,10 @@ class Driver:
 
     def watch(self, operation: core.Operation[Any], done: Callable[[], None]) -> None:
         """See _blocks.Engine. Whoever holds the mutex drives it; at the latest the next verb."""
+        self._watched.append((operation, done))
+
+    def tell(self, operation: core.Operation[Any], done: Callable[[], None]) -> None:
+        """See _blocks.Engine."""
         self._watched.append((operation, done))
 
     def flush(self) -> None:

@@ -88,7 +88,8 @@ class Verbs(Facts):
 
     async def prepare(self, sql: str, /, *, timeout: float | None = None) -> Statement:
         """Prepare one statement: its parameters' and columns' types, and verbs to run it. `timeout` is in seconds."""
-        prepared = await self._driver.request(partial(self._core.start_prepare, sql), self._via, timeout, sql)
+        start = partial(self._core.start_prepare, sql)
+        prepared = await self._driver.request(start, self._via, timeout, sql, opens=True)
         return Statement(self, prepared)
 
     def transaction(
@@ -112,7 +113,10 @@ class Verbs(Facts):
     async def _execute(
         self, sql: str | core.PreparedStatement, args: tuple[Any, ...], want: core.Want[T], timeout: float | None
     ) -> T:
-        return await self._driver.request(lambda: self._core.start_execute(sql, args, want), self._via, timeout, sql)
+        def start() -> core.Operation[T]:
+            return self._core.start_execute(sql, args, want)
+
+        return await self._driver.request(start, self._via, timeout, sql, opens=True)
 
 
 class Connection(Verbs):
@@ -182,11 +186,7 @@ class Transaction(Verbs):
 
     async def start(self, *, timeout: float | None = None) -> None:
         """BEGIN, or SAVEPOINT; waits for others' transactions. Once only. `timeout` is in seconds."""
-        driver = self._driver
-        driver.check_loop()
-        control = driver.control(self._block, self._parent._via)
-        await driver.run(_flows.start(driver.blocks, control, driver.task_name()), timeout)
-        self._block.carry()
+        await self._start(timeout, lazy=False)
 
     async def commit(self, *, timeout: float | None = None) -> None:
         """COMMIT, or RELEASE; waits for others' transactions inside of this one.
@@ -202,7 +202,7 @@ class Transaction(Verbs):
         self._block.drop()
 
     async def __aenter__(self) -> Transaction:
-        await self.start()
+        await self._start(None, lazy=True)
         return self
 
     async def __aexit__(
@@ -215,9 +215,16 @@ class Transaction(Verbs):
         else:
             driver.doom(block)  # cancelled, or a generator closed: the rollback needs no task
 
-    def _end(self, commit: bool) -> _flows.Flow[None]:
+    async def _start(self, timeout: float | None, *, lazy: bool) -> None:
         driver = self._driver
-        control = driver.control(self._block, self._block, commit=commit)
+        driver.check_loop()
+        control = driver.control(self._block, self._parent._via)
+        await driver.run(_flows.start(driver.blocks, control, driver.task_name(), lazy=lazy), timeout)
+        self._block.carry()
+
+    def _end(self, commit: bool, prepare: str = "") -> _flows.Flow[None]:
+        driver = self._driver
+        control = driver.control(self._block, self._block, commit=commit, prepare=prepare)
         return _flows.finish(driver.blocks, control, driver.core)
 
     def __repr__(self) -> str:

@@ -76,7 +76,7 @@ class _Verbs(Facts):
     def prepare(self, sql: str, /, *, timeout: float | None = None) -> Statement:
         """See pgpoll.Connection.prepare."""
         start = partial(self._core.start_prepare, sql)
-        return Statement(self, self._driver.request(start, self._via, timeout, sql))
+        return Statement(self, self._driver.request(start, self._via, timeout, sql, opens=True))
 
     def transaction(
         self, *, isolation: str | None = None, readonly: bool | None = None, deferrable: bool | None = None
@@ -93,7 +93,11 @@ class _Verbs(Facts):
     ) -> T:
         if timeout is None and self._via is None:
             return self._driver.execute(sql, args, want)
-        return self._driver.request(lambda: self._core.start_execute(sql, args, want), self._via, timeout, sql)
+
+        def start() -> core.Operation[T]:
+            return self._core.start_execute(sql, args, want)
+
+        return self._driver.request(start, self._via, timeout, sql, opens=True)
 
 
 class Connection(_Verbs):
@@ -151,9 +155,7 @@ class Transaction(_Verbs):
 
     def start(self, *, timeout: float | None = None) -> None:
         """BEGIN, or SAVEPOINT. See pgpoll.Transaction.start."""
-        driver = self._driver
-        control = driver.control(self._block, self._parent._via)
-        driver.run(start(driver.blocks, control, f"thread {threading.current_thread().name!r}"), timeout)
+        self._start(timeout, lazy=False)
 
     def commit(self, *, timeout: float | None = None) -> None:
         """COMMIT, or RELEASE. See pgpoll.Transaction.commit."""
@@ -164,7 +166,7 @@ class Transaction(_Verbs):
         self._driver.run(self._end(commit=False), timeout)
 
     def __enter__(self) -> Transaction:
-        self.start()
+        self._start(None, lazy=True)
         return self
 
     def __exit__(
@@ -177,9 +179,16 @@ class Transaction(_Verbs):
             with driver.mutex:  # Ctrl-C: the next verb rolls it back
                 driver.blocks.doom(block)
 
-    def _end(self, commit: bool) -> Flow[None]:
+    def _start(self, timeout: float | None, *, lazy: bool) -> None:
         driver = self._driver
-        return finish(driver.blocks, driver.control(self._block, self._block, commit=commit), driver.core)
+        control = driver.control(self._block, self._parent._via)
+        owner = f"thread {threading.current_thread().name!r}"
+        driver.run(start(driver.blocks, control, owner, lazy=lazy), timeout)
+
+    def _end(self, commit: bool, prepare: str = "") -> Flow[None]:
+        driver = self._driver
+        control = driver.control(self._block, self._block, commit=commit, prepare=prepare)
+        return finish(driver.blocks, control, driver.core)
 
     def __repr__(self) -> str:
         return f"<pgpoll.sync.Transaction entered at {self._block.where}, {self._block.state.value}>"

@@ -132,9 +132,9 @@ class Blocks:
         self, start: Callable[[], core.Operation[T]], via: Block | None, who: object, carried: tuple[Block, ...] = ()
     ) -> core.Operation[T] | None:
         """The operation of a request that BEGIN may ride with, if it may go now. Raises as `admits`, and as `start`."""
-        if self.admits(via, who, carried):
-            return start()
-        return self._open(start) if self.opens(via, who, carried) else None
+        if self.opens(via, who, carried):
+            return self._open(start)
+        return start() if self.admits(via, who, carried) else None
 
     def inside(self, turn: Turn) -> Iterator[Block]:
         """The live blocks that this request belongs to, outermost first."""
@@ -149,6 +149,11 @@ class Blocks:
             raise errors.InterfaceError(
                 f"what runs is part of the transaction entered at {where}: use its handle's cancel()"
             )
+
+    def check_outside(self, turn: Turn, what: str) -> None:
+        """InterfaceError where the maker of `turn` is inside of a block."""
+        for block in self.inside(turn):
+            raise errors.InterfaceError(f"{what} can't be used inside of the transaction entered at {block.where}")
 
     def line_up(self, turn: Turn) -> None:
         """Let it wait for its turn. Raises InterfaceError where the connection takes no more, BusyError for now."""
@@ -230,6 +235,10 @@ class Blocks:
             raise _retryable(errors.ConnectionLost(f"the transaction entered at {block.where} has ended: {LOST}"))
         if not _live(block):
             raise block.refusal()
+        if control.prepare and block.savepoint:
+            raise errors.InterfaceError(
+                "a transaction inside of another is a savepoint: only the outermost is prepared"
+            )
         top = self.stack[-1]
         if top is block:
             if block.state is STARTING:
@@ -346,6 +355,8 @@ class Blocks:
             command = f"SAVEPOINT {block.savepoint}"
         block.begin = command
         if block.lazy:
+            if self._core.closed:
+                raise errors.InterfaceError("the connection is closed")
             block.state, control.decided = LAZY, True
         else:
             self._watch(control, self._open(partial(self._core.start_command, command)))

@@ -91,14 +91,14 @@ def answered(blocks: Blocks, turn: Turn) -> Flow[Any]:
     return operation.result()
 
 
-def start(blocks: Blocks, control: Control, owner_name: str, *, lazy: bool = False) -> Flow[None]:
-    """Begin the block; a lazy one is only entered, and begun by its first request.
+def start(blocks: Blocks, control: Control, owner_name: str) -> Flow[None]:
+    """Begin the block. Leaves no trace where it fails: what had been sent is rolled back in front of all others."""
+    blocks.enter(control, owner_name)
+    yield from entered(blocks, control)
 
-    Leaves no trace where it fails: what had been sent is rolled back in front of all others.
-    """
-    blocks.enter(control, owner_name, lazy=lazy)
-    if control.decided:
-        return
+
+def entered(blocks: Blocks, control: Control) -> Flow[None]:
+    """The wait for that; or, of a block that is begun by its first request, for its turn."""
     try:
         yield control
     except BaseException as error:

@@ -204,6 +204,16 @@ class Driver:
         now = self.loop.time()
         return Hold(channel, where, start, via, current_task(), now, carried=carried(), context=copy_context())
 
+    def check_outside(self, what: str) -> None:
+        """InterfaceError where the current task is inside of a transaction."""
+        self.check_loop()
+        self.blocks.check_outside(self.turn(_never, None), what)
+
+    @staticmethod
+    async def pause(seconds: float) -> None:
+        """Let others go on."""
+        await asyncio.sleep(seconds)
+
     def inside(self, via: Block | None) -> bool:
         """Whether a request may go now; see Blocks.admits."""
         return self.blocks.admits(via, current_task(), carried())

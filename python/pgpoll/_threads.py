@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import core, errors
 from pgpoll._blocks import Blocks
-from pgpoll._flows import END, Flow, Item, Lookup, News, Step, resolve
+from pgpoll._flows import END, Flow, Item, Lookup, News, Step, entered, resolve
 from pgpoll._observing import SLICE_SECONDS as NOTICES_SECONDS
 from pgpoll._observing import InLine, Notices, Observers, RequestRecord
 from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS
@@ -143,6 +143,14 @@ class Driver:
             self._tell_all()
             return operation.result()
 
+    def enter(self, control: Control, owner_name: str) -> None:
+        """Enter a block that its first request begins, when it is its turn."""
+        with _Held(self, None, None):
+            self._catch_up(None, None)
+            self.blocks.enter(control, owner_name, lazy=True)
+            if not control.decided:
+                self.run(entered(self.blocks, control))
+
     def run(self, flow: Flow[T], timeout: float | None = None) -> T:
         """Run a flow to its end, in at most so many seconds; None has no limit."""
         deadline = None if timeout is None else monotonic() + timeout
@@ -170,6 +178,11 @@ class Driver:
     def hold(self, channel: str, start: Callable[[], core.Operation[Any]], via: Block | None, where: str) -> Hold:
         """The turn of a channel, as the current thread's."""
         return Hold(channel, where, start, via, threading.current_thread(), monotonic(), context=copy_context())
+
+    def check_outside(self, what: str) -> None:
+        """InterfaceError where the current thread is inside of a transaction."""
+        with self.mutex:
+            self.blocks.check_outside(Turn(self.core.start_close, None, threading.current_thread(), 0.0), what)
 
     def doom(self, block: Block) -> None:
         """Roll a block back, or let go of a channel, from wherever its end was noticed; what that needs leaves now."""

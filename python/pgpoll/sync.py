@@ -19,13 +19,14 @@ from __future__ import annotations
 import threading
 import warnings
 from functools import partial
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pgpoll import conninfo
+from pgpoll import _two_phase, conninfo
 from pgpoll._facts import Facts
 from pgpoll._flows import Flow, finish, leave, start
 from pgpoll._observing import Observers
+from pgpoll._retrying import RETRYABLE, Attempts
 from pgpoll._threads import Driver, resolved
 from pgpoll._turns import Block, begin_command, caller
 from pgpoll.core import RESULT, ROW, ROWS, VALUE
@@ -112,6 +113,46 @@ class Connection(_Verbs):
     def __init__(self, driver: Driver) -> None:
         super().__init__(driver, None)
 
+    def run_transaction(
+        self,
+        fn: Callable[..., T],
+        /,
+        *args: Any,
+        retries: int = 3,
+        isolation: str | None = None,
+        readonly: bool | None = None,
+        deferrable: bool | None = None,
+    ) -> T:
+        """`fn(tx, *args)` in a transaction, again where that helps. See pgpoll.Connection.run_transaction."""
+        attempts = Attempts(retries)
+        self._driver.check_outside("run_transaction")
+        while True:
+            try:
+                with self.transaction(isolation=isolation, readonly=readonly, deferrable=deferrable) as tx:
+                    return fn(tx, *args)
+            except RETRYABLE as error:
+                seconds = attempts.pause(error, closed=self._core.closed)
+                if seconds is None:
+                    raise
+            sleep(seconds)
+
+    def commit_prepared(self, gid: str, /, *, timeout: float | None = None) -> None:
+        """See pgpoll.Connection.commit_prepared."""
+        self._finish_prepared("COMMIT PREPARED", gid, timeout)
+
+    def rollback_prepared(self, gid: str, /, *, timeout: float | None = None) -> None:
+        """See pgpoll.Connection.rollback_prepared."""
+        self._finish_prepared("ROLLBACK PREPARED", gid, timeout)
+
+    def prepared_transactions(self, *, timeout: float | None = None) -> list[core.Record]:
+        """See pgpoll.Connection.prepared_transactions."""
+        return self.fetch(_two_phase.PREPARED, timeout=timeout)
+
+    def _finish_prepared(self, verb: str, gid: str, timeout: float | None) -> None:
+        sql = f"{verb} {_two_phase.quoted(gid)}"
+        self._driver.check_outside(verb)
+        self._driver.request(partial(self._core.start_command, sql), None, timeout, sql)
+
     def close(self) -> None:
         """Serve what was accepted, within 5 s, and end the connection. See pgpoll.Connection.close."""
         self._driver.close(None)
@@ -155,18 +196,25 @@ class Transaction(_Verbs):
 
     def start(self, *, timeout: float | None = None) -> None:
         """BEGIN, or SAVEPOINT. See pgpoll.Transaction.start."""
-        self._start(timeout, lazy=False)
+        driver = self._driver
+        driver.run(start(driver.blocks, driver.control(self._block, self._parent._via), _owner_name()), timeout)
 
     def commit(self, *, timeout: float | None = None) -> None:
         """COMMIT, or RELEASE. See pgpoll.Transaction.commit."""
         self._driver.run(self._end(commit=True), timeout)
+
+    def prepare_transaction(self, gid: str, /, *, timeout: float | None = None) -> None:
+        """PREPARE TRANSACTION. See pgpoll.Transaction.prepare_transaction."""
+        command = f"PREPARE TRANSACTION {_two_phase.quoted(gid)}"
+        self._driver.run(self._end(commit=True, prepare=command), timeout)
 
     def rollback(self, *, timeout: float | None = None) -> None:
         """ROLLBACK, of the savepoint where it is one. See pgpoll.Transaction.rollback."""
         self._driver.run(self._end(commit=False), timeout)
 
     def __enter__(self) -> Transaction:
-        self._start(None, lazy=True)
+        driver = self._driver
+        driver.enter(driver.control(self._block, self._parent._via), _owner_name())
         return self
 
     def __exit__(
@@ -179,12 +227,6 @@ class Transaction(_Verbs):
             with driver.mutex:  # Ctrl-C: the next verb rolls it back
                 driver.blocks.doom(block)
 
-    def _start(self, timeout: float | None, *, lazy: bool) -> None:
-        driver = self._driver
-        control = driver.control(self._block, self._parent._via)
-        owner = f"thread {threading.current_thread().name!r}"
-        driver.run(start(driver.blocks, control, owner, lazy=lazy), timeout)
-
     def _end(self, commit: bool, prepare: str = "") -> Flow[None]:
         driver = self._driver
         control = driver.control(self._block, self._block, commit=commit, prepare=prepare)
@@ -192,6 +234,10 @@ class Transaction(_Verbs):
 
     def __repr__(self) -> str:
         return f"<pgpoll.sync.Transaction entered at {self._block.where}, {self._block.state.value}>"
+
+
+def _owner_name() -> str:
+    return f"thread {threading.current_thread().name!r}"
 
 
 class Statement(Described[R]):

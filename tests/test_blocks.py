@@ -65,7 +65,19 @@ class Desk:
         self.sent.append(Operation(sql))
         return self.sent[-1]
 
+    def _start_behind(
+        self, commands: tuple[str, ...], outermost: bool, start: Callable[[], Operation]
+    ) -> list[Operation]:
+        assert outermost == (not self.blocks.stack or self.blocks.stack[0].state is State.LAZY)
+        before = len(self.sent)
+        operation = start()
+        self.sent[before:before] = ahead = [Operation(sql) for sql in commands]
+        return [*ahead, operation]
+
     # the face
+    def tell(self, operation: Operation, done: Callable[[], None]) -> None:
+        self._watched.append((operation, done))
+
     def watch(self, operation: Operation, done: Callable[[], None]) -> None:
         self._watched.append((operation, done))
 

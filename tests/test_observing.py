@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import gc
 import logging
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -75,6 +76,23 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
+@contextlib.asynccontextmanager
+async def begun(conn: pgpoll.Connection) -> AsyncIterator[None]:
+    """A transaction whose BEGIN was sent at once."""
+    transaction = conn.transaction()
+    await transaction.start()
+    yield
+    await transaction.commit()
+
+
+@contextlib.contextmanager
+def begun_sync(conn: pgpoll.sync.Connection) -> Iterator[None]:
+    transaction = conn.transaction()
+    transaction.start()
+    yield
+    transaction.commit()
+
+
 # -- what a record says
 
 
@@ -115,13 +133,17 @@ async def test_a_transaction_is_recorded_with_its_own_commands(conn: pgpoll.Conn
             await conn.execute("select 1")
         with pytest.raises(ZeroDivisionError):
             async with conn.transaction():
+                await conn.execute("select 2")
                 raise ZeroDivisionError
+        async with conn.transaction():
+            pass  # sends nothing
     assert seen.sqls == [
         "BEGIN ISOLATION LEVEL SERIALIZABLE",
         "SAVEPOINT pgpoll_1",
         "select 1",
         "RELEASE SAVEPOINT pgpoll_1",
         "SAVEPOINT pgpoll_2",
+        "select 2",
         "ROLLBACK TO SAVEPOINT pgpoll_2",
         "RELEASE SAVEPOINT pgpoll_2",
         "COMMIT",
@@ -274,7 +296,7 @@ async def in_line(conn: pgpoll.Connection, request: Any, place: int = 1) -> asyn
 
 
 async def test_in_line_and_served(conn: pgpoll.Connection, seen: Seen) -> None:
-    async with conn.transaction():
+    async with begun(conn):
         task = await in_line(conn, conn.fetchval("select 7"))
         await conn.execute("select 1")
     assert await task == 7
@@ -287,7 +309,7 @@ async def test_in_line_and_served(conn: pgpoll.Connection, seen: Seen) -> None:
 
 @pytest.mark.parametrize("verb", ["execute", "executescript", "prepare"])
 async def test_in_line_and_given_up(conn: pgpoll.Connection, seen: Seen, verb: str) -> None:
-    async with conn.transaction():
+    async with begun(conn):
         task = await in_line(conn, getattr(conn, verb)("select 7"))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -302,7 +324,7 @@ async def test_in_line_and_given_up(conn: pgpoll.Connection, seen: Seen, verb: s
 
 async def test_in_line_and_refused(conn: pgpoll.Connection, seen: Seen) -> None:
     assert await conn.fetchval("select $1::int4", 1) == 1
-    async with conn.transaction():
+    async with begun(conn):
         task = await in_line(conn, conn.execute("select $1::int4", "x"))
     with pytest.raises(pgpoll.DataError) as caught:
         await task
@@ -312,7 +334,7 @@ async def test_in_line_and_refused(conn: pgpoll.Connection, seen: Seen) -> None:
 
 async def test_in_line_and_lost(conn: pgpoll.Connection, seen: Seen) -> None:
     with pytest.raises(pgpoll.ConnectionLost):
-        async with conn.transaction():
+        async with begun(conn):
             task = await in_line(conn, conn.execute("select 7"))
             conn.terminate()
     with pytest.raises(pgpoll.ConnectionLost) as caught:
@@ -599,6 +621,7 @@ def test_sync_outcomes(dsn: str, seen: Seen) -> None:
         with conn.transaction(), conn.transaction():
             conn.prepare("select 2")
         with pytest.raises(ZeroDivisionError), conn.transaction(), conn.transaction():
+            conn.execute("select 3")
             raise ZeroDivisionError
         assert len(conn.executescript("select 1; select 2")) == 2
     assert [each.error for each in seen[1:6]] == caught
@@ -610,6 +633,7 @@ def test_sync_outcomes(dsn: str, seen: Seen) -> None:
         "COMMIT",
         "BEGIN",
         "SAVEPOINT pgpoll_2",
+        "select 3",
         "ROLLBACK TO SAVEPOINT pgpoll_2",
         "RELEASE SAVEPOINT pgpoll_2",
         "ROLLBACK",
@@ -656,7 +680,7 @@ def test_sync_in_line(dsn: str, seen: Seen) -> None:
         contexts[record.sql] = who.get()
 
     with pgpoll.sync.connect(dsn, on_request=observe) as conn:
-        with conn.transaction():
+        with begun_sync(conn):
             first = threading.Thread(target=stranger, args=("select 6", 0.02))
             first.start()
             first.join()
@@ -687,7 +711,7 @@ def test_sync_callbacks_that_use_the_connection(dsn: str, caplog: pytest.LogCapt
 
     conn = pgpoll.sync.connect(dsn, on_request=observe)
     assert conn.fetchval("select 1") == 1
-    with conn.transaction():
+    with begun_sync(conn):
         pass
     with pytest.raises(pgpoll.QueryTimeout):
         conn.execute("select pg_sleep(60)", timeout=0.01)
@@ -721,7 +745,7 @@ async def test_what_observes_is_let_go(dsn: str) -> None:
     seen = Seen()
     gone = weakref.ref(seen)
     async with pgpoll.connect(dsn, on_request=seen, on_notice=seen.__contains__) as conn:
-        async with conn.transaction():
+        async with begun(conn):
             task = await in_line(conn, conn.execute("select 7"))
             with pytest.raises(pgpoll.QueryTimeout):
                 await (await in_line(conn, conn.execute("select 8", timeout=0.01), 2))

@@ -9,6 +9,11 @@ go on; it knows neither asyncio nor threads, does no I/O and holds no handle of 
   the task or thread that entered it (`who`), or in a context that carries it (`carried`). Everyone else stands in one
   line. Whenever the stack changes, everyone in the line who may go now is started, in order and each in its own
   context, before anyone is woken; a block among them becomes the innermost one and stops the rest.
+- A block that is entered by `with` is LAZY: nothing is sent before the first request inside of it, which carries the
+  BEGIN or SAVEPOINT of all that have not begun under its own Sync (core.Connection._start_behind). What can't carry it,
+  a script or a channel, lets it go alone first. Until BEGIN's CommandComplete has come nothing else of the block is
+  written: where it fails the server skips what rode with it, and what came behind it would be no part of a transaction.
+  Such a block is FAILED, and refuses whatever is inside of it, until it is left.
 - A block leaves the stack when the reply to its end says so, by ReadyForQuery's status byte where it is the outermost.
   Nothing depends on resetting a context: an ENDED block counts for nothing wherever it is still carried.
 - A channel (a stream outside of a transaction, a COPY, a batch: `Hold`) is a block too, the innermost one for as long
@@ -26,7 +31,7 @@ Sources: PostgreSQL manual, BEGIN, SAVEPOINT, ROLLBACK TO SAVEPOINT; "Message Fl
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pgpoll import errors
 from pgpoll._turns import (
@@ -35,9 +40,12 @@ from pgpoll._turns import (
     DOOMED,
     ENDED,
     ENDING,
+    FAILED,
+    LAZY,
     LOST,
     NEW,
     OPEN,
+    PREPARED,
     ROLLED_BACK,
     STARTING,
     WAITING,
@@ -51,12 +59,17 @@ if TYPE_CHECKING:
     from pgpoll import core
     from pgpoll._turns import Block, Turn
 
+T = TypeVar("T")
+
 
 class Engine(Protocol):
     """What a face does for its blocks."""
 
     def watch(self, operation: core.Operation[Any], done: Callable[[], None]) -> None:
         """Sends `operation`, whoever else waits, and calls `done` once when it is done."""
+
+    def tell(self, operation: core.Operation[Any], done: Callable[[], None]) -> None:
+        """Calls `done` once when `operation` is done, before whoever awaits a later one goes on."""
 
     def flush(self) -> None:
         """Something was started, or abandoned: what there is to send is to leave."""
@@ -105,9 +118,23 @@ class Blocks:
             return not self.closing and via is None
         top = self.stack[-1]
         inside = top is via or (who is not None and top.owner is who) or top in carried
-        if inside and top.channel:
+        if inside and (top.channel or top.state is FAILED):
             raise top.refusal()
         return top.state is OPEN and inside
+
+    def opens(self, via: Block | None, who: object, carried: tuple[Block, ...]) -> bool:
+        """Whether such a request is the first one inside of a block that has not begun."""
+        if not self.stack or (top := self.stack[-1]).state is not LAZY:
+            return False
+        return top is via or (who is not None and top.owner is who) or top in carried
+
+    def start(
+        self, start: Callable[[], core.Operation[T]], via: Block | None, who: object, carried: tuple[Block, ...] = ()
+    ) -> core.Operation[T] | None:
+        """The operation of a request that BEGIN may ride with, if it may go now. Raises as `admits`, and as `start`."""
+        if self.opens(via, who, carried):
+            return self._open(start)
+        return start() if self.admits(via, who, carried) else None
 
     def inside(self, turn: Turn) -> Iterator[Block]:
         """The live blocks that this request belongs to, outermost first."""
@@ -123,17 +150,25 @@ class Blocks:
                 f"what runs is part of the transaction entered at {where}: use its handle's cancel()"
             )
 
+    def check_outside(self, turn: Turn, what: str) -> None:
+        """InterfaceError where the maker of `turn` is inside of a block."""
+        for block in self.inside(turn):
+            raise errors.InterfaceError(f"{what} can't be used inside of the transaction entered at {block.where}")
+
     def line_up(self, turn: Turn) -> None:
         """Let it wait for its turn. Raises InterfaceError where the connection takes no more, BusyError for now."""
         if self.closing and not any(self.inside(turn)):
             raise errors.InterfaceError("the connection is closing")
         if self._max_queued is not None and (queued := len(self._line) + self._core.in_flight) >= self._max_queued:
             raise errors.BusyError(f"client is busy: {queued} requests are queued")
+        if self.opens(turn.via, turn.who, turn.carried):
+            self._open_alone()
         self._line[turn] = None
 
     def go(self, turn: Turn) -> None:
         """Start it now, or let it wait for its turn. Raises what its start raises, and as `line_up`."""
-        if self.admits(turn.via, turn.who, turn.carried):
+        about = turn.via, turn.who, turn.carried
+        if self.admits(*about) or (turn.opens and self.opens(*about)):
             self._start(turn)
         else:
             self.line_up(turn)
@@ -177,13 +212,14 @@ class Blocks:
 
     # -- starts and ends
 
-    def enter(self, control: Control, owner_name: str) -> None:
-        """Begin a block now, or line up for it."""
+    def enter(self, control: Control, owner_name: str, *, lazy: bool = False) -> None:
+        """Begin a block now, or line up for it; a lazy one is begun by its first request."""
         block = control.block
         if block.state is not NEW:
             raise errors.InterfaceError(f"the transaction entered at {block.where} {block.state.value}: make a new one")
-        block.owner, block.owner_name = control.who, owner_name
-        if self.admits(control.via, control.who, control.carried):
+        block.owner, block.owner_name, block.lazy = control.who, owner_name, lazy
+        about = control.via, control.who, control.carried
+        if self.admits(*about) or self.opens(*about):
             self._begin(control)
         else:
             self.line_up(control)
@@ -197,15 +233,22 @@ class Blocks:
         block = control.block
         if block.state is ENDED and block.outcome == LOST:
             raise _retryable(errors.ConnectionLost(f"the transaction entered at {block.where} has ended: {LOST}"))
-        if block.state is not OPEN:
+        if not _live(block):
             raise block.refusal()
+        if control.prepare and block.savepoint:
+            raise errors.InterfaceError(
+                "a transaction inside of another is a savepoint: only the outermost is prepared"
+            )
         top = self.stack[-1]
         if top is block:
-            self._finish(control)
+            if block.state is STARTING:
+                self._line[control] = None
+            else:
+                self._finish(control)
         elif top.channel and top.owner is control.who:  # left behind, not closed: it ends here
             self.release(top)
             self.leave(control)
-        elif top.owner is not None and top.owner is control.who and top.state is OPEN:
+        elif top.owner is not None and top.owner is control.who and _live(top):
             raise errors.InterfaceError(f"the transaction entered at {top.where}, inside of this one, is still open")
         else:
             self._line[control] = None
@@ -216,7 +259,7 @@ class Blocks:
             return
         owner = block.owner
         for each in self.stack[self.stack.index(block) :]:
-            if each is block or (each.state is OPEN and owner is not None and each.owner is owner):
+            if each is block or (_live(each) and owner is not None and each.owner is owner):
                 self._doom(each)
         self._advance()
 
@@ -239,7 +282,7 @@ class Blocks:
             return False
         block = turn.block
         if turn.decided:  # and the news never reached its task
-            if block.state is OPEN and turn.error is None:
+            if _live(block) and turn.error is None:
                 self.doom(block)
             return turn.commit and turn.sent and turn.error is None
         block.owner = None
@@ -265,7 +308,7 @@ class Blocks:
     def retire(self, turn: Turn) -> None:
         """Roll back what the maker of `turn` is inside of: the connection is being closed by it."""
         for block in tuple(self.inside(turn)):
-            if block.state is OPEN:
+            if _live(block):
                 self._doom(block)
                 block.outcome = CLOSED
         self._advance()
@@ -310,12 +353,65 @@ class Blocks:
             self._serial += 1
             block.savepoint = f"pgpoll_{self._serial}"
             command = f"SAVEPOINT {block.savepoint}"
-        self._send(control, command)
-        block.state = STARTING
+        block.begin = command
+        if block.lazy:
+            if self._core.closed:
+                raise errors.InterfaceError("the connection is closed")
+            block.state, control.decided = LAZY, True
+        else:
+            self._watch(control, self._open(partial(self._core.start_command, command)))
+            block.state, block.begun = STARTING, True
         self.stack.append(block)
+
+    def _unbegun(self) -> list[Block]:
+        """The blocks that have not begun, all of them innermost. Raises InterfaceError where they never can."""
+        lazy = [block for block in self.stack if block.state is LAZY]
+        if len(lazy) < len(self.stack) and not (outer := self.stack[-len(lazy) - 1]).begun:
+            raise outer.refusal()
+        return lazy
+
+    def _open(self, start: Callable[[], core.Operation[T]]) -> core.Operation[T]:
+        """Start a request that carries what begins the blocks that have not begun. It may be such a command itself."""
+        lazy = self._unbegun()
+        outermost = len(lazy) == len(self.stack)
+        *operations, operation = self._core._start_behind(tuple(each.begin for each in lazy), outermost, start)
+        self._opening(lazy, operations)
+        return operation
+
+    def _open_alone(self) -> None:
+        """Begin what has not begun, for the sake of a request that can't carry it."""
+        lazy = self._unbegun()
+        *commands, last = (each.begin for each in lazy)
+        start = partial(self._core.start_command, last)
+        self._opening(lazy, self._core._start_behind(tuple(commands), len(lazy) == len(self.stack), start))
+        self._engine.flush()
+
+    def _opening(self, lazy: list[Block], operations: list[core.Operation[Any]]) -> None:
+        for block, operation in zip(lazy, operations, strict=True):
+            control = Control(block, None, None, 0.0)
+            control.operation, control.operations = operation, (operation,)
+            block.state, block.begun = STARTING, True
+            self._busy.add(block)
+            self._engine.tell(operation, partial(self._opened, control))
+
+    def _opened(self, control: Control) -> None:
+        """A block that was entered lazily has begun, or has not; where the connection has ended lost() follows."""
+        if not self._core.closed:
+            self._answered(control)
 
     def _finish(self, control: Control) -> None:
         block = control.block
+        if block.state is LAZY and control.prepare:
+            self._open_alone()
+            self._line[control] = None
+            return
+        if control.commit and block.state is FAILED:
+            control.commit, control.spoiled = False, True
+        if not block.begun:
+            control.decided = True
+            self._end(block, COMMITTED if control.commit else ROLLED_BACK)
+            self._advance(control)
+            return
         status = self._core.transaction_status
         if status == "I" and not self._core.in_flight:
             self._end(block, "ended by hand inside of its block")
@@ -326,13 +422,13 @@ class Blocks:
             return
         if control.commit and status == "E":
             control.commit, control.spoiled = False, True
-        self._send(control, *_ending(block, commit=control.commit))
+        commands = (control.prepare,) if control.commit and control.prepare else _ending(block, commit=control.commit)
+        self._watch(control, *(self._core.start_command(command) for command in commands))
         block.state = ENDING
 
-    def _send(self, control: Control, *commands: str) -> None:
-        control.operations = tuple(self._core.start_command(command) for command in commands)
+    def _watch(self, control: Control, *operations: core.Operation[Any]) -> None:
+        control.operations, control.operation = operations, operations[-1]
         self._busy.add(control.block)
-        control.operation = control.operations[-1]
         self._engine.watch(control.operation, partial(self._answered, control))
 
     def _unsend(self, control: Control) -> None:
@@ -351,13 +447,28 @@ class Blocks:
         self._busy.discard(block)
         if block.state is STARTING and not failed:
             block.state = OPEN
-        elif block.state is STARTING:
-            self._gone_or_doomed(block, "could not be started", gone=bool(block.savepoint))
+        elif block.state is STARTING or (block.state is DOOMED and failed):
+            self._not_begun(control)
         elif block.state is ENDING:
-            outcome = COMMITTED if control.commit and not failed and control.tag != "ROLLBACK" else ROLLED_BACK
+            outcome = ROLLED_BACK
+            if control.commit and not failed and control.tag != "ROLLBACK":
+                outcome = PREPARED if control.prepare else COMMITTED
             # a savepoint that can't be rolled back to leaves its transaction in status E: nothing of it can last
             self._gone_or_doomed(block, outcome, gone=bool(block.savepoint) and not (control.commit and failed))
         self._advance(control)
+
+    def _not_begun(self, control: Control) -> None:
+        """BEGIN or SAVEPOINT has failed, or was never sent."""
+        block = control.block
+        block.begun = control.sent and not block.savepoint and self._core.transaction_status != "I"
+        if block.state is DOOMED:
+            return  # _clean() sees to it
+        if block.lazy:
+            block.state, block.error = (FAILED, control.error) if control.sent else (LAZY, None)
+        elif block.begun:
+            self._doom(block)
+        else:
+            self._end(block, "could not be started")
 
     def _gone_or_doomed(self, block: Block, outcome: str, *, gone: bool) -> None:
         if gone or self._core.transaction_status == "I":
@@ -385,7 +496,7 @@ class Blocks:
         doomed = self.stack[depth:]
         if not doomed or not self._busy.isdisjoint(self.stack):
             return
-        if self._core.transaction_status == "I" and not self._core.in_flight:
+        if not doomed[0].begun or (self._core.transaction_status == "I" and not self._core.in_flight):
             self._end(doomed[0], ROLLED_BACK)
             return
         try:
@@ -443,6 +554,8 @@ class Blocks:
             except BaseException as error:
                 self._line.pop(turn, None)
                 turn.decided = True
+                if isinstance(turn, Control) and turn.block.state is WAITING:
+                    turn.block.state = ENDED
                 started.append(turn)
                 if not isinstance(error, Exception):
                     turn.error = errors.InterfaceError("interrupted while it was started")
@@ -454,12 +567,20 @@ class Blocks:
 
     def _may_go(self, turn: Turn) -> bool:
         if isinstance(turn, Control) and turn.block.state is not WAITING:
-            if turn.block.state is not OPEN:
+            if not _live(turn.block):
                 raise turn.block.refusal()
-            return self.stack[-1] is turn.block
+            return self.stack[-1] is turn.block and turn.block.state is not STARTING
         if turn.via is None and not self.stack:
             return True  # also while closing: it was accepted before
-        return self.admits(turn.via, turn.who, turn.carried)
+        about = turn.via, turn.who, turn.carried
+        if self.admits(*about):
+            return True
+        if not self.opens(*about):
+            return False
+        if turn.opens or isinstance(turn, Control):
+            return True
+        self._open_alone()
+        return False
 
     def _start(self, turn: Turn) -> None:
         if isinstance(turn, Control):
@@ -472,13 +593,20 @@ class Blocks:
             else:
                 self._finish(turn)
         else:
-            turn.operation = turn.context.run(turn.start) if turn.context is not None else turn.start()
+            start = turn.start if turn.context is None else partial(turn.context.run, turn.start)
+            opens = bool(self.stack) and self.stack[-1].state is LAZY
+            turn.operation = self._open(start) if opens else start()
             turn.decided = True
             if isinstance(turn, Hold):
                 block = turn.block
                 block.state, block.owner, block.operation = OPEN, turn.who, turn.operation
                 self.stack.append(block)
                 self._engine.attend(turn.operation)
+
+
+def _live(block: Block) -> bool:
+    """Whether its owner is within it."""
+    return block.state in (OPEN, LAZY, FAILED) or (block.state is STARTING and block.lazy)
 
 
 def _ending(block: Block, *, commit: bool) -> tuple[str, ...]:

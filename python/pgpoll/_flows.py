@@ -19,7 +19,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
 
 from pgpoll import conninfo, errors
-from pgpoll._turns import COMMITTED, ENDED, OPEN, ROLLED_BACK
+from pgpoll._turns import COMMITTED, DOOMED, ENDED, ENDING, PREPARED, ROLLED_BACK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -94,6 +94,11 @@ def answered(blocks: Blocks, turn: Turn) -> Flow[Any]:
 def start(blocks: Blocks, control: Control, owner_name: str) -> Flow[None]:
     """Begin the block. Leaves no trace where it fails: what had been sent is rolled back in front of all others."""
     blocks.enter(control, owner_name)
+    yield from entered(blocks, control)
+
+
+def entered(blocks: Blocks, control: Control) -> Flow[None]:
+    """The wait for that; or, of a block that is begun by its first request, for its turn."""
     try:
         yield control
     except BaseException as error:
@@ -105,16 +110,17 @@ def start(blocks: Blocks, control: Control, owner_name: str) -> Flow[None]:
 def finish(blocks: Blocks, control: Control, connection: core.Connection) -> Flow[None]:
     """End the block as `control` says. Raises what makes a COMMIT something else."""
     commit = control.commit
+    verb = "PREPARE TRANSACTION" if control.prepare else "COMMIT"
     blocks.leave(control)
     try:
         yield control
     except BaseException as error:
         if error is control.error:
             if control.commit and control.sent and connection.closed:
-                raise _unknown("the connection was lost before COMMIT was answered") from error
+                raise _unknown(f"the connection was lost before {verb} was answered", control) from error
             raise
         if blocks.give_up(control):
-            unknown = _unknown("the wait for COMMIT's answer was given up")
+            unknown = _unknown(f"the wait for {verb}'s answer was given up", control)
             if isinstance(error, errors.QueryTimeout):
                 raise unknown from error
             error.__cause__ = unknown
@@ -122,8 +128,9 @@ def finish(blocks: Blocks, control: Control, connection: core.Connection) -> Flo
     if control.spoiled or (commit and control.tag == "ROLLBACK"):
         what = "to its savepoint" if control.block.savepoint else "as a whole"
         raise errors.InFailedSqlTransaction(
-            f"the transaction entered at {control.block.where} had failed: rolled back {what}, not committed"
-        )
+            f"the transaction entered at {control.block.where} had failed: rolled back {what}, not "
+            f"{'prepared' if control.prepare else 'committed'}"
+        ) from control.block.error
 
 
 def leave(blocks: Blocks, block: Block, raised: Exception | None, end: Callable[[bool], Flow[None]]) -> Flow[None]:
@@ -134,13 +141,13 @@ def leave(blocks: Blocks, block: Block, raised: Exception | None, end: Callable[
     the driver rolls it back without the task.
     """
     if raised is None:
-        if block.state is ENDED and block.outcome in (COMMITTED, ROLLED_BACK):
+        if block.state is ENDED and block.outcome in (COMMITTED, PREPARED, ROLLED_BACK):
             return  # ended by hand
         try:
             yield from end(True)
         finally:
             blocks.doom(block)  # where it could not even be tried
-    elif block.state is OPEN:
+    elif block.state not in (ENDING, DOOMED, ENDED):
         try:
             yield from end(False)
         except errors.Error as error:
@@ -149,5 +156,6 @@ def leave(blocks: Blocks, block: Block, raised: Exception | None, end: Callable[
                 raised.add_note(f"(the rollback failed as well: {error})")
 
 
-def _unknown(why: str) -> errors.CommitUnknown:
-    return errors.CommitUnknown(f"{why}: the transaction may be committed or not")
+def _unknown(why: str, control: Control) -> errors.CommitUnknown:
+    what = "prepared" if control.prepare else "committed"
+    return errors.CommitUnknown(f"{why}: the transaction may be {what} or not")

@@ -121,16 +121,27 @@ class Driver:
         via: Block | None,
         timeout: float | None,
         sql: str | core.PreparedStatement,
+        *,
+        opens: bool = False,
     ) -> T:
-        """The result of the operation that `start` starts, when it is this request's turn."""
+        """The result of the operation that `start` starts, when it is this request's turn.
+
+        `opens`: BEGIN may ride with it.
+        """
         self.check_loop()
-        if self.blocks.admits(via, current_task(), carried()):
-            waiter = self.core._waiter(start())
+        operation: core.Operation[T] | None = None
+        if opens:
+            operation = self.blocks.start(start, via, current_task(), carried())
+        elif self.blocks.admits(via, current_task(), carried()):
+            operation = start()
+        if operation is not None:
+            waiter = self.core._waiter(operation)
             self.core._flush_soon()
             if timeout is None:
                 return await waiter
             return await self._until(waiter, _Expiry(self, timeout, waiter))
         turn = self.turn(start, via)
+        turn.opens = opens
         woken: Future[core.Waiter[T]] = self.loop.create_future()
         turn.wake = partial(self._started, turn, woken)
         self.blocks.line_up(turn)
@@ -166,9 +177,10 @@ class Driver:
         """A request's place in the line, as the current task's."""
         return Turn(start, via, current_task(), self.loop.time(), carried=carried(), context=copy_context())
 
-    def control(self, block: Block, via: Block | None, *, commit: bool = False) -> Control:
+    def control(self, block: Block, via: Block | None, *, commit: bool = False, prepare: str = "") -> Control:
         """A block's start or end, as the current task's."""
-        return Control(block, via, current_task(), self.loop.time(), carried=carried(), commit=commit)
+        now = self.loop.time()
+        return Control(block, via, current_task(), now, carried=carried(), commit=commit, prepare=prepare)
 
     @staticmethod
     def task_name() -> str:
@@ -190,6 +202,16 @@ class Driver:
         """The turn of a channel, as the current task's."""
         now = self.loop.time()
         return Hold(channel, where, start, via, current_task(), now, carried=carried(), context=copy_context())
+
+    def check_outside(self, what: str) -> None:
+        """InterfaceError where the current task is inside of a transaction."""
+        self.check_loop()
+        self.blocks.check_outside(self.turn(_never, None), what)
+
+    @staticmethod
+    async def pause(seconds: float) -> None:
+        """Let others go on."""
+        await asyncio.sleep(seconds)
 
     def inside(self, via: Block | None) -> bool:
         """Whether a request may go now; see Blocks.admits."""
@@ -301,6 +323,18 @@ class Driver:
     def unwatch(self, operation: core.Operation[Any]) -> None:
         """It is done."""
         self._watches.pop(operation, None)
+
+    def tell(self, operation: core.Operation[Any], done: Callable[[], None]) -> None:
+        """See _blocks.Engine."""
+
+        def told() -> None:
+            operation.on_stir = None
+            done()
+
+        if operation.done():
+            self.loop.call_soon(done, context=_EMPTY.copy())
+        else:
+            operation.on_stir = told
 
     def flush(self) -> None:
         """See _blocks.Engine."""

@@ -44,7 +44,8 @@ class RequestRecord(NamedTuple):
     first_byte: float | None
     """When the first message of its reply had come; None where none has."""
     finished: float
-    """When its outcome was known: its ReadyForQuery, its cancellation, the end of the connection."""
+    """When its outcome was known: its ReadyForQuery (of a BEGIN or SAVEPOINT that left with the first request of its
+    block: its CommandComplete), its cancellation, the end of the connection."""
     rows: int
     """The rows that have come for it."""
     bytes: int

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import core, errors
 from pgpoll._blocks import Blocks
-from pgpoll._flows import END, Flow, Item, Lookup, News, Step, resolve
+from pgpoll._flows import END, Flow, Item, Lookup, News, Step, entered, resolve
 from pgpoll._observing import SLICE_SECONDS as NOTICES_SECONDS
 from pgpoll._observing import InLine, Notices, Observers, RequestRecord
 from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS
@@ -103,7 +103,7 @@ class Driver:
                         self._interrupt(operation)
                     self._settle()
                     raise
-        return self.request(lambda: self.core.start_execute(sql, args, want), None, None, sql)
+        return self.request(lambda: self.core.start_execute(sql, args, want), None, None, sql, opens=True)
 
     def request(
         self,
@@ -111,17 +111,27 @@ class Driver:
         via: Block | None,
         timeout: float | None,
         sql: str | core.PreparedStatement,
+        *,
+        opens: bool = False,
     ) -> T:
-        """The result of the operation that `begin` starts, when it is this request's turn."""
+        """The result of the operation that `begin` starts, when it is this request's turn.
+
+        `opens`: BEGIN may ride with it.
+        """
         deadline = None if timeout is None else monotonic() + timeout
         with _Held(self, deadline, timeout):
             operation = None
             try:
                 self._catch_up(deadline, timeout)
-                if self.blocks.admits(via, threading.current_thread(), ()):
+                if opens:
+                    operation = self.blocks.start(begin, via, threading.current_thread())
+                elif self.blocks.admits(via, threading.current_thread(), ()):
                     operation = begin()
-                else:
-                    operation = self._wait_for_turn(begin, via, deadline, timeout, sql)
+                if operation is None:
+                    turn = Turn(
+                        begin, via, threading.current_thread(), monotonic(), context=copy_context(), opens=opens
+                    )
+                    operation = self._wait_for_turn(turn, deadline, timeout, sql)
                 self._drive(operation, deadline, timeout)
             except BaseException:
                 if operation is not None and not operation.done():
@@ -131,6 +141,14 @@ class Driver:
                 self._settle()
             self._tell_all()
             return operation.result()
+
+    def enter(self, control: Control, owner_name: str) -> None:
+        """Enter a block that its first request begins, when it is its turn."""
+        with _Held(self, None, None):
+            self._catch_up(None, None)
+            self.blocks.enter(control, owner_name, lazy=True)
+            if not control.decided:
+                self.run(entered(self.blocks, control))
 
     def run(self, flow: Flow[T], timeout: float | None = None) -> T:
         """Run a flow to its end, in at most so many seconds; None has no limit."""
@@ -152,13 +170,18 @@ class Driver:
             finally:
                 self._settle()
 
-    def control(self, block: Block, via: Block | None, *, commit: bool = False) -> Control:
+    def control(self, block: Block, via: Block | None, *, commit: bool = False, prepare: str = "") -> Control:
         """A block's start or end, as the current thread's."""
-        return Control(block, via, threading.current_thread(), monotonic(), commit=commit)
+        return Control(block, via, threading.current_thread(), monotonic(), commit=commit, prepare=prepare)
 
     def hold(self, channel: str, start: Callable[[], core.Operation[Any]], via: Block | None, where: str) -> Hold:
         """The turn of a channel, as the current thread's."""
         return Hold(channel, where, start, via, threading.current_thread(), monotonic(), context=copy_context())
+
+    def check_outside(self, what: str) -> None:
+        """InterfaceError where the current thread is inside of a transaction."""
+        with self.mutex:
+            self.blocks.check_outside(Turn(self.core.start_close, None, threading.current_thread(), 0.0), what)
 
     def doom(self, block: Block) -> None:
         """Roll a block back, or let go of a channel, from wherever its end was noticed; what that needs leaves now."""
@@ -173,13 +196,11 @@ class Driver:
 
     def _wait_for_turn(
         self,
-        begin: Callable[[], core.Operation[Any]],
-        via: Block | None,
+        turn: Turn,
         deadline: float | None,
         timeout: float | None,
         sql: str | core.PreparedStatement,
     ) -> core.Operation[Any]:
-        turn = Turn(begin, via, threading.current_thread(), monotonic(), context=copy_context())
         turn.wake = self._changed.notify_all
         self.blocks.line_up(turn)
         observed = InLine(self.core, turn, sql) if self._observed else None
@@ -271,6 +292,10 @@ class Driver:
 
     def watch(self, operation: core.Operation[Any], done: Callable[[], None]) -> None:
         """See _blocks.Engine. Whoever holds the mutex drives it; at the latest the next verb."""
+        self._watched.append((operation, done))
+
+    def tell(self, operation: core.Operation[Any], done: Callable[[], None]) -> None:
+        """See _blocks.Engine."""
         self._watched.append((operation, done))
 
     def flush(self) -> None:

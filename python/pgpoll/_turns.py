@@ -25,16 +25,19 @@ class State(enum.Enum):
 
     NEW = "has not been started"
     WAITING = "waits to be started"
+    LAZY = "has not begun at the server"
     STARTING = "is being started"
     OPEN = "is open"
     ENDING = "is being ended"
     DOOMED = "is being rolled back"
+    FAILED = "could not be started"
     ENDED = "has ended"
 
 
-NEW, WAITING, STARTING, OPEN, ENDING, DOOMED, ENDED = State
+NEW, WAITING, LAZY, STARTING, OPEN, ENDING, DOOMED, FAILED, ENDED = State
 
 COMMITTED = "committed"
+PREPARED = "prepared"
 ROLLED_BACK = "rolled back"
 CLOSED = "closed: rolled back"
 LOST = "the connection was lost: rolled back"
@@ -48,8 +51,8 @@ class Block:
     """One transaction, or savepoint, of one connection. Knows no connection, so a context that carries it pins none."""
 
     __slots__ = (
-        *("begin", "channel", "operation", "options", "outcome", "owner", "owner_name", "savepoint", "state"),
-        *("warned", "where"),
+        *("begin", "begun", "channel", "error", "lazy", "operation", "options", "outcome", "owner", "owner_name"),
+        *("savepoint", "state", "warned", "where"),
     )
 
     def __init__(self, begin: str, where: str, channel: str = "") -> None:
@@ -59,6 +62,9 @@ class Block:
         self.channel = channel  # what owns the connection, alone: "stream", "COPY", "batch"; empty: a transaction
         self.operation: core.Operation[Any] | None = None  # a channel's
         self.state = NEW
+        self.lazy = False  # its first request begins it
+        self.begun = False  # its BEGIN or SAVEPOINT was sent and has not failed: there may be something to roll back
+        self.error: BaseException | None = None  # what BEGIN or SAVEPOINT came to, where it failed
         self.outcome = ""  # how it ended, for messages
         self.owner: object | None = None  # the task or thread that entered it
         self.owner_name = ""
@@ -81,13 +87,17 @@ class Block:
             return errors.InterfaceError(
                 f"a {self.channel} is open here, since {self.where}: end it first, or use another connection"
             )
-        return errors.InterfaceError(f"the transaction entered at {self.where} {self.state.value}{outcome}")
+        if self.error is not None and not outcome:
+            outcome = f": {self.error}"
+        refused = errors.InterfaceError(f"the transaction entered at {self.where} {self.state.value}{outcome}")
+        refused.__cause__ = self.error
+        return refused
 
 
 class Turn:
     """A request's place in the line. `wake` is called once, when it is decided: started (`operation`) or refused."""
 
-    __slots__ = ("carried", "context", "decided", "error", "operation", "since", "start", "via", "wake", "who")
+    __slots__ = ("carried", "context", "decided", "error", "opens", "operation", "since", "start", "via", "wake", "who")
 
     def __init__(
         self,
@@ -98,8 +108,10 @@ class Turn:
         *,
         carried: tuple[Block, ...] = (),
         context: Context | None = None,
+        opens: bool = False,
     ) -> None:
         self.start = start
+        self.opens = opens  # whether BEGIN can be sent in front of it, under its Sync
         self.via = via
         self.who = who
         self.carried = carried
@@ -135,7 +147,7 @@ class Hold(Turn):
 class Control(Turn):
     """The start or the end of a block: decided when the server has answered. `tag` is the last command's then."""
 
-    __slots__ = ("block", "commit", "operations", "spoiled", "tag")
+    __slots__ = ("block", "commit", "operations", "prepare", "spoiled", "tag")
 
     def __init__(
         self,
@@ -146,10 +158,12 @@ class Control(Turn):
         *,
         carried: tuple[Block, ...] = (),
         commit: bool = False,
+        prepare: str = "",
     ) -> None:
         super().__init__(_unstartable, via, who, since, carried=carried)
         self.block = block
         self.commit = commit
+        self.prepare = prepare  # of a commit: the PREPARE TRANSACTION that is sent instead
         self.spoiled = False  # a COMMIT was asked for, and the status forbade it
         self.operations: tuple[core.Operation[Any], ...] = ()
         self.tag = ""

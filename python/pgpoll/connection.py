@@ -20,15 +20,16 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pgpoll import _flows, _loop
+from pgpoll import _flows, _loop, _two_phase
 from pgpoll._facts import Facts
 from pgpoll._observing import Observers
+from pgpoll._retrying import RETRYABLE, Attempts
 from pgpoll._turns import Block, begin_command, caller
 from pgpoll.core import RESULT, ROW, ROWS, VALUE
 from pgpoll.statement import Statement
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Awaitable, Callable, Generator, Sequence
     from types import TracebackType
 
     from pgpoll import core
@@ -88,7 +89,8 @@ class Verbs(Facts):
 
     async def prepare(self, sql: str, /, *, timeout: float | None = None) -> Statement:
         """Prepare one statement: its parameters' and columns' types, and verbs to run it. `timeout` is in seconds."""
-        prepared = await self._driver.request(partial(self._core.start_prepare, sql), self._via, timeout, sql)
+        start = partial(self._core.start_prepare, sql)
+        prepared = await self._driver.request(start, self._via, timeout, sql, opens=True)
         return Statement(self, prepared)
 
     def transaction(
@@ -112,7 +114,10 @@ class Verbs(Facts):
     async def _execute(
         self, sql: str | core.PreparedStatement, args: tuple[Any, ...], want: core.Want[T], timeout: float | None
     ) -> T:
-        return await self._driver.request(lambda: self._core.start_execute(sql, args, want), self._via, timeout, sql)
+        def start() -> core.Operation[T]:
+            return self._core.start_execute(sql, args, want)
+
+        return await self._driver.request(start, self._via, timeout, sql, opens=True)
 
 
 class Connection(Verbs):
@@ -130,6 +135,61 @@ class Connection(Verbs):
 
     def __init__(self, driver: _loop.Driver) -> None:
         super().__init__(driver, None, driver.blocks.stack)
+
+    async def run_transaction(
+        self,
+        fn: Callable[..., Awaitable[T]],
+        /,
+        *args: Any,
+        retries: int = 3,
+        isolation: str | None = None,
+        readonly: bool | None = None,
+        deferrable: bool | None = None,
+    ) -> T:
+        """`await fn(tx, *args)` in a transaction of these options; its value, once that is committed.
+
+        Where `fn` or the COMMIT raises SerializationFailure (40001) or DeadlockDetected (40P01) the transaction is
+        rolled back and all of it is done again, up to `retries` times, after a random pause of at most 20 ms, 40 ms,
+        ..., 1 s. So `fn` may run several times: what it does elsewhere should not count twice. The last such error has
+        a note with the number of attempts. Nothing else is retried, CommitUnknown least of all.
+
+        Raises InterfaceError inside of a transaction: only the outermost can be done again.
+        """
+        attempts = Attempts(retries)
+        self._driver.check_outside("run_transaction")
+        while True:
+            try:
+                async with self.transaction(isolation=isolation, readonly=readonly, deferrable=deferrable) as tx:
+                    return await fn(tx, *args)
+            except RETRYABLE as error:
+                seconds = attempts.pause(error, closed=self._core.closed)
+                if seconds is None:
+                    raise
+            await self._driver.pause(seconds)
+
+    async def commit_prepared(self, gid: str, /, *, timeout: float | None = None) -> None:
+        """COMMIT PREPARED: commit what some connection has prepared under this name, here or before a crash.
+
+        Raises UndefinedObject where there is none; InterfaceError inside of a transaction. Once sent it is never
+        cancelled. Where the answer is lost or not waited for, `prepared_transactions` tells what became of it.
+        """
+        await self._finish_prepared("COMMIT PREPARED", gid, timeout)
+
+    async def rollback_prepared(self, gid: str, /, *, timeout: float | None = None) -> None:
+        """ROLLBACK PREPARED; errors as for `commit_prepared`."""
+        await self._finish_prepared("ROLLBACK PREPARED", gid, timeout)
+
+    async def prepared_transactions(self, *, timeout: float | None = None) -> list[core.Record]:
+        """The prepared transactions of this database, oldest first: records of gid, prepared, owner and transaction.
+
+        `prepared` is an aware datetime, `transaction` the transaction's id, an int.
+        """
+        return await self.fetch(_two_phase.PREPARED, timeout=timeout)
+
+    async def _finish_prepared(self, verb: str, gid: str, timeout: float | None) -> None:
+        sql = f"{verb} {_two_phase.quoted(gid)}"
+        self._driver.check_outside(verb)
+        await self._driver.request(partial(self._core.start_command, sql), None, timeout, sql)
 
     async def close(self) -> None:
         """Serve what was accepted, within 5 s, and end the connection. Later requests get InterfaceError.
@@ -196,13 +256,32 @@ class Transaction(Verbs):
         await self._driver.run(self._end(commit=True), timeout)
         self._block.drop()
 
+    async def prepare_transaction(self, gid: str, /, *, timeout: float | None = None) -> None:
+        """PREPARE TRANSACTION: end the block, and leave the transaction at the server, for any connection's
+        `commit_prepared(gid)` or `rollback_prepared(gid)`, whatever crashes meanwhile. Leaving `async with` is quiet.
+
+        `gid` is a name of at most 199 bytes, unique in the server. A failed transaction is rolled back, with
+        InFailedSqlTransaction; one that can't be prepared as well, with the server's error (max_prepared_transactions
+        is 0 as a rule). Where the answer is lost, or `timeout` seconds run out after it was sent, the error is
+        CommitUnknown: it may be prepared or not, which `prepared_transactions` tells. Not for a nested block.
+        """
+        command = f"PREPARE TRANSACTION {_two_phase.quoted(gid)}"
+        await self._driver.run(self._end(commit=True, prepare=command), timeout)
+        self._block.drop()
+
     async def rollback(self, *, timeout: float | None = None) -> None:
         """ROLLBACK, of the savepoint where it is one. `timeout` is in seconds; after it the rollback goes on alone."""
         await self._driver.run(self._end(commit=False), timeout)
         self._block.drop()
 
     async def __aenter__(self) -> Transaction:
-        await self.start()
+        driver, block = self._driver, self._block
+        driver.check_loop()
+        control = driver.control(block, self._parent._via)
+        driver.blocks.enter(control, driver.task_name(), lazy=True)
+        if not control.decided:
+            await driver.run(_flows.entered(driver.blocks, control))
+        block.carry()
         return self
 
     async def __aexit__(
@@ -215,9 +294,9 @@ class Transaction(Verbs):
         else:
             driver.doom(block)  # cancelled, or a generator closed: the rollback needs no task
 
-    def _end(self, commit: bool) -> _flows.Flow[None]:
+    def _end(self, commit: bool, prepare: str = "") -> _flows.Flow[None]:
         driver = self._driver
-        control = driver.control(self._block, self._block, commit=commit)
+        control = driver.control(self._block, self._block, commit=commit, prepare=prepare)
         return _flows.finish(driver.blocks, control, driver.core)
 
     def __repr__(self) -> str:

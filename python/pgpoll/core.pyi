@@ -333,6 +333,13 @@ class _Driver:
         """Several statements in the simple protocol."""
     def start_command(self, sql: str, /) -> Operation[str]:
         """One statement without arguments or rows, in one flight, never cancelled by wish: BEGIN, COMMIT ..."""
+    def _start_behind(
+        self, commands: tuple[str, ...], outermost: bool, start: Callable[[], Operation], /
+    ) -> list[Operation]:
+        """What `start` starts, with `commands` (BEGIN, SAVEPOINT ...) in front of it under its Sync: their Operations,
+        done at their CommandComplete, and its own. Where one fails all that follow do, with its error. `outermost`: it
+        waits for all that may have begun a transaction, and fails, unsent, where one has. Not for a script.
+        """
     def start_close(self) -> Operation[None]:
         """Serve what was accepted, then send Terminate and wait for the end. Those who ask again get the same one."""
     def next_completed(self) -> Operation | None:

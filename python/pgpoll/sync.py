@@ -19,13 +19,14 @@ from __future__ import annotations
 import threading
 import warnings
 from functools import partial
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pgpoll import conninfo
+from pgpoll import _two_phase, conninfo
 from pgpoll._facts import Facts
 from pgpoll._flows import Flow, finish, leave, start
 from pgpoll._observing import Observers
+from pgpoll._retrying import RETRYABLE, Attempts
 from pgpoll._threads import Driver, resolved
 from pgpoll._turns import Block, begin_command, caller
 from pgpoll.core import RESULT, ROW, ROWS, VALUE
@@ -76,7 +77,7 @@ class _Verbs(Facts):
     def prepare(self, sql: str, /, *, timeout: float | None = None) -> Statement:
         """See pgpoll.Connection.prepare."""
         start = partial(self._core.start_prepare, sql)
-        return Statement(self, self._driver.request(start, self._via, timeout, sql))
+        return Statement(self, self._driver.request(start, self._via, timeout, sql, opens=True))
 
     def transaction(
         self, *, isolation: str | None = None, readonly: bool | None = None, deferrable: bool | None = None
@@ -93,7 +94,11 @@ class _Verbs(Facts):
     ) -> T:
         if timeout is None and self._via is None:
             return self._driver.execute(sql, args, want)
-        return self._driver.request(lambda: self._core.start_execute(sql, args, want), self._via, timeout, sql)
+
+        def start() -> core.Operation[T]:
+            return self._core.start_execute(sql, args, want)
+
+        return self._driver.request(start, self._via, timeout, sql, opens=True)
 
 
 class Connection(_Verbs):
@@ -107,6 +112,46 @@ class Connection(_Verbs):
 
     def __init__(self, driver: Driver) -> None:
         super().__init__(driver, None)
+
+    def run_transaction(
+        self,
+        fn: Callable[..., T],
+        /,
+        *args: Any,
+        retries: int = 3,
+        isolation: str | None = None,
+        readonly: bool | None = None,
+        deferrable: bool | None = None,
+    ) -> T:
+        """`fn(tx, *args)` in a transaction, again where that helps. See pgpoll.Connection.run_transaction."""
+        attempts = Attempts(retries)
+        self._driver.check_outside("run_transaction")
+        while True:
+            try:
+                with self.transaction(isolation=isolation, readonly=readonly, deferrable=deferrable) as tx:
+                    return fn(tx, *args)
+            except RETRYABLE as error:
+                seconds = attempts.pause(error, closed=self._core.closed)
+                if seconds is None:
+                    raise
+            sleep(seconds)
+
+    def commit_prepared(self, gid: str, /, *, timeout: float | None = None) -> None:
+        """See pgpoll.Connection.commit_prepared."""
+        self._finish_prepared("COMMIT PREPARED", gid, timeout)
+
+    def rollback_prepared(self, gid: str, /, *, timeout: float | None = None) -> None:
+        """See pgpoll.Connection.rollback_prepared."""
+        self._finish_prepared("ROLLBACK PREPARED", gid, timeout)
+
+    def prepared_transactions(self, *, timeout: float | None = None) -> list[core.Record]:
+        """See pgpoll.Connection.prepared_transactions."""
+        return self.fetch(_two_phase.PREPARED, timeout=timeout)
+
+    def _finish_prepared(self, verb: str, gid: str, timeout: float | None) -> None:
+        sql = f"{verb} {_two_phase.quoted(gid)}"
+        self._driver.check_outside(verb)
+        self._driver.request(partial(self._core.start_command, sql), None, timeout, sql)
 
     def close(self) -> None:
         """Serve what was accepted, within 5 s, and end the connection. See pgpoll.Connection.close."""
@@ -152,19 +197,24 @@ class Transaction(_Verbs):
     def start(self, *, timeout: float | None = None) -> None:
         """BEGIN, or SAVEPOINT. See pgpoll.Transaction.start."""
         driver = self._driver
-        control = driver.control(self._block, self._parent._via)
-        driver.run(start(driver.blocks, control, f"thread {threading.current_thread().name!r}"), timeout)
+        driver.run(start(driver.blocks, driver.control(self._block, self._parent._via), _owner_name()), timeout)
 
     def commit(self, *, timeout: float | None = None) -> None:
         """COMMIT, or RELEASE. See pgpoll.Transaction.commit."""
         self._driver.run(self._end(commit=True), timeout)
+
+    def prepare_transaction(self, gid: str, /, *, timeout: float | None = None) -> None:
+        """PREPARE TRANSACTION. See pgpoll.Transaction.prepare_transaction."""
+        command = f"PREPARE TRANSACTION {_two_phase.quoted(gid)}"
+        self._driver.run(self._end(commit=True, prepare=command), timeout)
 
     def rollback(self, *, timeout: float | None = None) -> None:
         """ROLLBACK, of the savepoint where it is one. See pgpoll.Transaction.rollback."""
         self._driver.run(self._end(commit=False), timeout)
 
     def __enter__(self) -> Transaction:
-        self.start()
+        driver = self._driver
+        driver.enter(driver.control(self._block, self._parent._via), _owner_name())
         return self
 
     def __exit__(
@@ -177,12 +227,17 @@ class Transaction(_Verbs):
             with driver.mutex:  # Ctrl-C: the next verb rolls it back
                 driver.blocks.doom(block)
 
-    def _end(self, commit: bool) -> Flow[None]:
+    def _end(self, commit: bool, prepare: str = "") -> Flow[None]:
         driver = self._driver
-        return finish(driver.blocks, driver.control(self._block, self._block, commit=commit), driver.core)
+        control = driver.control(self._block, self._block, commit=commit, prepare=prepare)
+        return finish(driver.blocks, control, driver.core)
 
     def __repr__(self) -> str:
         return f"<pgpoll.sync.Transaction entered at {self._block.where}, {self._block.state.value}>"
+
+
+def _owner_name() -> str:
+    return f"thread {threading.current_thread().name!r}"
 
 
 class Statement(Described[R]):

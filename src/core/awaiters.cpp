@@ -36,7 +36,7 @@ session::rows_awaiter session::data_rows(raw_result& sink) {
 
 bool session::write_turn_awaiter::await_ready() {
   if (owner.writer_ == owner.running_) return true;  // handed to it by the pump
-  if (owner.writer_ != nullptr || !owner.writing_.empty() || !owner.may_write()) return false;
+  if (owner.writer_ != nullptr || !owner.writing_.empty() || !owner.may_write(*owner.running_)) return false;
   owner.writer_ = owner.running_;
   return true;
 }
@@ -49,6 +49,7 @@ void session::write_turn_awaiter::await_resume() {
   auto& p = *owner.running_;
   p.first_byte = owner.outbound_.written_total();
   p.op->written = true;  // it can't be taken back; finish() knows whether it really left
+  for (const auto& each : p.preamble) each->written = true;
 }
 
 bool session::reply_turn_awaiter::await_ready() const {

@@ -35,10 +35,13 @@ struct exchange_promise {
 
   operation_ptr op;
   std::list<operation_ptr> place;        // among the completed ones: to end needs no memory
+  std::list<operation_ptr> preamble;     // its commands that have not completed yet: their places among those
   std::coroutine_handle<> resume_point;  // the innermost suspended frame
   waiting wait = waiting::nothing;
   std::optional<std::uint64_t> first_byte;  // its place in the stream of bytes, once written
   bool in_replies = false;
+  bool opens = false;       // it has, or had, a preamble
+  bool outermost = false;   // its first command is BEGIN
   bool synced = false;      // its ReadyForQuery has been asked for
   bool sync_waits = false;  // for the answer to Execute
   bool describing = false;  // a statement that the cache doesn't have yet
@@ -51,6 +54,9 @@ struct exchange_promise {
   bool answered = false;                 // supply() or refuse() has been called
   std::optional<std::string> arguments;  // empty where refused
   std::exception_ptr thrown;
+
+  // Whose messages come now.
+  operation& current() const { return preamble.empty() ? *op : *preamble.front(); }
 
   std::coroutine_handle<exchange_promise> handle() {
     return std::coroutine_handle<exchange_promise>::from_promise(*this);

@@ -14,6 +14,32 @@ const std::string no_arguments("\0\0\0\0", 4);
 
 }  // namespace
 
+// BEGIN, SAVEPOINT ...: nothing to describe, so they leave with the request. What the status byte says of a transaction
+// holds here: nothing that could have begun or ended one is unanswered.
+bool session::write_preamble(exchange_promise& p) {
+  if (p.outermost && transaction_status_ != 'I') {
+    auto refusal = std::make_shared<failure>();
+    refusal->kind = failure::kind::misuse;
+    refusal->message = "a transaction was begun by hand: end it first";
+    fail_later(p, refusal);
+    return false;
+  }
+  for (const auto& each : p.preamble)
+    out().parse({}, each->sql).bind("", no_arguments, std::vector<column>{}).execute();
+  return true;
+}
+
+step<bool> session::read_preamble() {
+  while (!running_->preamble.empty()) {
+    expect(co_await next_message(), backend::parse_complete);
+    expect(co_await next_message(), backend::bind_complete);
+    auto tag = command_tag(expect(co_await next_message(), backend::command_complete));
+    running_->preamble.front()->results.emplace_back().tag = std::move(tag);
+    finish_command(*running_, operation::state::succeeded);
+  }
+  co_return true;
+}
+
 exchange session::execute(operation_ptr op, statement_ptr prepared, std::string arguments) {
   co_await write_turn();
   bool parsed = false;  // here, by describe()
@@ -21,6 +47,7 @@ exchange session::execute(operation_ptr op, statement_ptr prepared, std::string 
     std::string sql = prepared ? prepared->sql : op->sql;
     prepared = cache_.find(sql);  // described meanwhile by a request ahead of this one
     parsed = !prepared;
+    if (parsed && !write_preamble(*running_)) co_return;
     if (parsed) prepared = co_await describe(std::move(sql));
     op->statement = prepared;
     auto supplied = co_await encoded_arguments();
@@ -32,6 +59,7 @@ exchange session::execute(operation_ptr op, statement_ptr prepared, std::string 
     }
     arguments = std::move(*supplied);
   }
+  if (!parsed && !write_preamble(*running_)) co_return;
   static const std::vector<column> no_columns;
   const bool unnamed = prepared->name.empty() && !parsed;
   if (unnamed) out().parse({}, prepared->sql, prepared->parameter_types);
@@ -44,6 +72,7 @@ exchange session::execute(operation_ptr op, statement_ptr prepared, std::string 
   else
     sync(*running_);
   if (!running_->in_replies) co_await reply_turn();
+  if (!running_->preamble.empty()) co_await read_preamble();
 
   if (unnamed) expect(co_await next_message(), backend::parse_complete);
   expect(co_await next_message(), backend::bind_complete);
@@ -68,9 +97,15 @@ exchange session::execute(operation_ptr op, statement_ptr prepared, std::string 
 exchange session::prepare_statement(operation_ptr op) {
   co_await write_turn();
   op->statement = cache_.find(op->sql);
-  if (op->statement) co_return;
-  op->statement = co_await describe(op->sql);
+  if (op->statement && !running_->opens) co_return;
+  if (!write_preamble(*running_)) co_return;
+  const bool known = op->statement != nullptr;
+  if (!known) op->statement = co_await describe(op->sql);
   sync(*running_);
+  if (known) {  // only what begins the block is to be answered
+    co_await reply_turn();
+    co_await read_preamble();
+  }
   ready_for_query(co_await next_message());
 }
 
@@ -96,6 +131,7 @@ step<statement_ptr> session::describe(std::string sql) {
   out().parse(found->name, found->sql).describe_statement(found->name).flush();
   running_->describing = true;
   co_await reply_turn();
+  if (!running_->preamble.empty()) co_await read_preamble();
 
   for (; closed > 0; --closed) expect(co_await next_message(), backend::close_complete);
   if (closes_its_own)  // what a request ahead of this one has described meanwhile is gone, should Parse fail
@@ -164,9 +200,11 @@ exchange session::script(operation_ptr op) {
 // BEGIN, SAVEPOINT, COMMIT and the like: nothing to describe, so one flight even the first time.
 exchange session::command(operation_ptr op) {
   co_await write_turn();
+  if (!write_preamble(*running_)) co_return;
   out().parse({}, op->sql).bind("", no_arguments, std::vector<column>{}).execute();
   sync(*running_);
   co_await reply_turn();
+  if (!running_->preamble.empty()) co_await read_preamble();
   expect(co_await next_message(), backend::parse_complete);
   expect(co_await next_message(), backend::bind_complete);
   op->results.emplace_back().tag = command_tag(expect(co_await next_message(), backend::command_complete));

@@ -22,7 +22,7 @@ std::uint64_t session::abandoned_head() const {
   if (replies_.empty() || state_ == state::ended) return 0;
   const auto& head = *replies_.front();
   const bool runs = !head.draining && outbound_.sent_total() > *head.first_byte;
-  return head.op->abandoned && runs && cancellable(*head.op) ? answered_ + 1 : 0;
+  return head.op->abandoned && runs && cancellable(head.current()) ? answered_ + 1 : 0;
 }
 
 // While a CancelRequest is on its way no other is wanted; where one came to its end and changed nothing (it came before
@@ -78,6 +78,7 @@ void session::forget(const statement& dropped) {
 }
 
 void session::note_dropped(exchange_promise& p, const server_message& error) {
+  if (!p.preamble.empty()) return;  // what it needs was never parsed
   const auto code = error.field('C');
   const bool stored = p.describing && (p.parsed || code == query_canceled);  // perhaps, and never described
   if (stored || code == duplicate_prepared_statement) names_may_exist_ = true;
@@ -85,14 +86,16 @@ void session::note_dropped(exchange_promise& p, const server_message& error) {
   if (p.op->kind == operation::kind::execute && !p.bound && used && is_dropped(code, *used)) forget(*used);
 }
 
-// Whether a second attempt behind it runs where the first one did: outside of a transaction, and before the end.
-bool session::leaves_as_it_was(const operation& behind) {
-  switch (behind.kind) {
+// Whether what comes behind it runs where it would without it: no transaction has begun, or ended, in between.
+bool session::leaves_as_it_was(const exchange_promise& other) {
+  const auto& op = *other.op;
+  if (other.opens) return false;
+  switch (op.kind) {
     case operation::kind::prepare:
     case operation::kind::drain:
       return true;
     case operation::kind::execute:
-      return (behind.statement ? behind.statement->verb : verb_of(behind.sql)) == verb::query;
+      return (op.statement ? op.statement->verb : verb_of(op.sql)) == verb::query;
     default:  // BEGIN, a script that may have one, close
       return false;
   }
@@ -102,7 +105,7 @@ bool session::leaves_as_it_was(const operation& behind) {
 bool session::again_helps(const exchange_promise& p) const {
   const auto& op = *p.op;
   const bool kind = op.kind == operation::kind::execute || op.kind == operation::kind::prepare;
-  if (!kind || op.abandoned || op.again || !p.error || !p.error->server) return false;
+  if (!kind || p.opens || op.abandoned || op.again || !p.error || !p.error->server) return false;
   const auto code = p.error->server->field('C');
   if (code == query_canceled && stray_cancel_) {
     const bool timed_out = p.error->message.find("statement timeout") != std::string::npos;
@@ -117,9 +120,9 @@ bool session::again_helps(const exchange_promise& p) const {
 // lost where that is rolled back.
 bool session::may_run_again(const exchange_promise& p) const {
   if (transaction_status_ != 'I' || !again_helps(p)) return false;
-  if (writer_ != nullptr && writer_ != &p && !leaves_as_it_was(*writer_->op)) return false;
+  if (writer_ != nullptr && writer_ != &p && !leaves_as_it_was(*writer_)) return false;
   return std::all_of(std::next(replies_.begin()), replies_.end(),
-                     [](const auto* behind) { return leaves_as_it_was(*behind->op); });
+                     [](const auto* behind) { return leaves_as_it_was(*behind); });
 }
 
 // It waits in front of all that is unsent, behind others of its kind. Whatever may throw comes first.

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <list>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -183,5 +184,19 @@ struct operation {
   bool done() const { return state != state::pending; }
 };
 using operation_ptr = std::shared_ptr<operation>;
+
+// What begins a block: BEGIN, SAVEPOINT ... Each runs in front of a request, under its Sync, and is an operation of its
+// own that succeeds at its CommandComplete; where it fails, so do the others and the request, and nothing has run.
+// `outermost`: the first is BEGIN, and is not sent within a transaction.
+struct preamble {
+  std::list<operation_ptr> commands;
+  bool outermost = false;
+
+  void add(std::string sql) {
+    commands.push_back(std::make_shared<operation>());
+    commands.back()->kind = operation::kind::command;
+    commands.back()->sql = std::move(sql);
+  }
+};
 
 }  // namespace pgpoll::core

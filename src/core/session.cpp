@@ -56,9 +56,13 @@ operation_ptr session::admit(enum operation::kind kind) {
   return op;
 }
 
-operation_ptr session::begin(operation_ptr op, exchange dialogue) {
+operation_ptr session::begin(operation_ptr op, exchange dialogue, preamble first) {
   auto& p = dialogue.handle.promise();
   op->exchange = &p;
+  p.opens = !first.commands.empty();
+  p.outermost = first.outermost;
+  for (auto& each : first.commands) each->exchange = &p;
+  p.preamble = std::move(first.commands);
   ++in_flight_;
   guarded([&] { run(p); });
   return op;
@@ -69,23 +73,23 @@ operation_ptr session::start_connect() {
   return op->done() ? op : begin(op, startup(op));
 }
 
-operation_ptr session::start_execute(std::string sql) {
+operation_ptr session::start_execute(std::string sql, preamble first) {
   auto op = admit(operation::kind::execute);
   op->sql = std::move(sql);
-  return op->done() ? op : begin(op, execute(op));
+  return op->done() ? op : begin(op, execute(op), std::move(first));
 }
 
-operation_ptr session::start_execute(statement_ptr known, std::string arguments) {
+operation_ptr session::start_execute(statement_ptr known, std::string arguments, preamble first) {
   auto op = admit(operation::kind::execute);
   if (op->done()) return op;
   op->statement = known;
-  return begin(op, execute(op, std::move(known), std::move(arguments)));
+  return begin(op, execute(op, std::move(known), std::move(arguments)), std::move(first));
 }
 
-operation_ptr session::start_prepare(std::string sql) {
+operation_ptr session::start_prepare(std::string sql, preamble first) {
   auto op = admit(operation::kind::prepare);
   op->sql = std::move(sql);
-  return op->done() ? op : begin(op, prepare_statement(op));
+  return op->done() ? op : begin(op, prepare_statement(op), std::move(first));
 }
 
 operation_ptr session::start_script(std::string sql) {
@@ -94,10 +98,10 @@ operation_ptr session::start_script(std::string sql) {
   return op->done() ? op : begin(op, script(op));
 }
 
-operation_ptr session::start_command(std::string sql) {
+operation_ptr session::start_command(std::string sql, preamble first) {
   auto op = admit(operation::kind::command);
   op->sql = std::move(sql);
-  return op->done() ? op : begin(op, command(op));
+  return op->done() ? op : begin(op, command(op), std::move(first));
 }
 
 operation_ptr session::start_cancel(cancel_key key) {
@@ -131,6 +135,7 @@ void session::abandon(operation& op) {
   look(op);
   if (op.exchange == nullptr) return;
   auto& p = *op.exchange;
+  if (p.op.get() != &op) return;  // of a preamble: the request goes on
   for (auto& result : op.results) result.rows = {};
   switch (op.kind) {
     case operation::kind::close:
@@ -223,7 +228,22 @@ bool session::reads() const {
   return !op.full || op.abandoned;
 }
 
+// The first command of a preamble has ended.
+void session::finish_command(exchange_promise& p, enum operation::state outcome, failure_ptr error) {
+  auto& op = *p.preamble.front();
+  op.exchange = nullptr;
+  op.written = p.first_byte && outbound_.sent_total() > *p.first_byte;
+  op.state = op.abandoned ? operation::state::cancelled : outcome;
+  op.error = std::move(error);
+  if (op.abandoned)
+    p.preamble.pop_front();
+  else
+    completed_.splice(completed_.end(), p.preamble, p.preamble.begin());
+}
+
 void session::finish(exchange_promise& p, enum operation::state outcome, failure_ptr error) {
+  const bool succeeded = outcome == operation::state::succeeded;  // without them: it was given up before it was written
+  while (!p.preamble.empty()) finish_command(p, succeeded ? operation::state::cancelled : outcome, error);
   const auto op = std::move(p.op);
   auto place = std::move(p.place);
   const auto first_byte = p.first_byte;
@@ -355,7 +375,7 @@ bool session::wants_pump() const {
   if (state_ == state::ended) return false;
   if (computing_ || may_drain()) return true;
   if (writer_ != nullptr) return writer_->answered && cancelling_ == cancelling::no;
-  return !writing_.empty() && may_write();
+  return !writing_.empty() && may_write(*writing_.front());
 }
 
 bool session::read_replies() {
@@ -406,9 +426,13 @@ bool session::advance_head() {
   }
 }
 
-bool session::may_write() const {
+// What begins a transaction waits for all that may have begun one by hand.
+bool session::may_write(const exchange_promise& p) const {
   if (cancelling_ != cancelling::no) return false;
   if (replies_.size() >= settings_.max_pipeline || outbound_.size() >= settings_.max_unsent) return false;
+  if (p.outermost &&
+      !std::all_of(replies_.begin(), replies_.end(), [](const auto* each) { return leaves_as_it_was(*each); }))
+    return false;
   return replies_.empty() || !replies_.front()->op->abandoned;
 }
 
@@ -427,7 +451,7 @@ bool session::grant_writers() {
       if (p.in_replies || p.wait != waiting::arguments || !p.answered || cancelling_ != cancelling::no) break;
       p.answered = false;
       run(p);
-    } else if (!writing_.empty() && may_write()) {
+    } else if (!writing_.empty() && may_write(*writing_.front())) {
       auto& p = *writing_.front();
       writing_.pop_front();
       writer_ = &p;
@@ -446,7 +470,7 @@ bool session::next(wire::message& got) {
       throw wire::protocol_violation(wire::name_of(got.type) +
                                      ": more than 1,000 messages before authentication, at byte 0");
     if (asynchronous(got)) continue;
-    if (!replies_.empty()) replies_.front()->op->reply_bytes += wire::header_size + got.body.size();
+    if (!replies_.empty()) replies_.front()->current().reply_bytes += wire::header_size + got.body.size();
     return true;
   }
   return false;

@@ -69,15 +69,16 @@ class session {
   ~session();
 
   // Requests. Each returns at once; an operation may be finished already when it does (a lost session never
-  // accepts one: look at `open()` first).
+  // accepts one: look at `open()` first). `first` begins a block in front of it.
   operation_ptr start_connect();
-  operation_ptr start_execute(std::string sql);  // arguments are asked for by next_unencoded()
-  operation_ptr start_execute(statement_ptr known, std::string arguments);  // one flight
-  operation_ptr start_prepare(std::string sql);
-  operation_ptr start_script(std::string sql);   // simple query protocol
-  operation_ptr start_command(std::string sql);  // no parameters, no rows: unnamed, one flight, never cancelled by wish
-  operation_ptr start_cancel(cancel_key key);    // the only exchange of a second session; ends at eof()
-  operation_ptr start_close();                   // serves what was accepted, sends Terminate, ends at eof()
+  operation_ptr start_execute(std::string sql, preamble first = {});  // arguments are asked for by next_unencoded()
+  operation_ptr start_execute(statement_ptr known, std::string arguments, preamble first = {});  // one flight
+  operation_ptr start_prepare(std::string sql, preamble first = {});
+  operation_ptr start_script(std::string sql);  // simple query protocol
+  // No parameters, no rows: unnamed, one flight, never cancelled by wish.
+  operation_ptr start_command(std::string sql, preamble first = {});
+  operation_ptr start_cancel(cancel_key key);  // the only exchange of a second session; ends at eof()
+  operation_ptr start_close();                 // serves what was accepted, sends Terminate, ends at eof()
   void abandon(operation& op);
 
   // A statement of this text that is parsed and described, made the most recently used; else null.
@@ -144,7 +145,7 @@ class session {
   void cancel_too_old() { stray_cancel_ = false; }
 
   // Whose reply is arriving, for those who time or trace requests; null where nobody's is.
-  const operation* head() const { return replies_.empty() ? nullptr : replies_.front()->op.get(); }
+  const operation* head() const { return replies_.empty() ? nullptr : &replies_.front()->current(); }
   bool has_left(const operation& op) const;  // a byte of it; of one that is done, `written` says so
 
  private:
@@ -162,6 +163,8 @@ class session {
   exchange close(operation_ptr op);
   step<statement_ptr> describe(std::string sql);
   step<bool> authenticate_scram(std::string_view mechanisms);
+  bool write_preamble(exchange_promise& p);  // false: it fails instead, and nothing is written
+  step<bool> read_preamble();
   step<bool> refuse_copy(wire::message response);
   void await_copy(exchange_promise& p);
 
@@ -195,15 +198,16 @@ class session {
 
   // The pump.
   operation_ptr admit(enum operation::kind kind);
-  operation_ptr begin(operation_ptr op, exchange dialogue);
+  operation_ptr begin(operation_ptr op, exchange dialogue, preamble first = {});
   template <typename Work>
   void guarded(Work work);
   void run(exchange_promise& p);
   void finish(exchange_promise& p, enum operation::state outcome, failure_ptr error = nullptr);
+  void finish_command(exchange_promise& p, enum operation::state outcome, failure_ptr error = nullptr);
   bool read_replies();
   bool advance_head();
   bool grant_writers();
-  bool may_write() const;
+  bool may_write(const exchange_promise& p) const;
   bool may_drain() const;
   bool pull();       // the head's next message into message_; false where bytes run out or an error has come
   bool pull_rows();  // all DataRows at hand; true where something else follows
@@ -220,7 +224,7 @@ class session {
   void fail_all(failure_ptr why) noexcept;
 
   // A second attempt (recovery.cpp).
-  static bool leaves_as_it_was(const operation& behind);
+  static bool leaves_as_it_was(const exchange_promise& other);
   bool again_helps(const exchange_promise& p) const;
   bool may_run_again(const exchange_promise& p) const;
   void run_again(exchange_promise& p);

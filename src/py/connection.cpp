@@ -243,6 +243,8 @@ PyMethodDef methods[] = {
     {"start_prepare", start_sql<start_prepare>, METH_O, "Parses and describes: a PreparedStatement."},
     {"start_script", start_sql<start_script>, METH_O, "Several statements, simple protocol: a list of Results."},
     {"start_command", start_sql<start_command>, METH_O, "One statement without arguments or rows: its tag."},
+    {"_start_behind", start_sql<start_behind>, METH_VARARGS,
+     "_start_behind(commands, outermost, start): a block begins."},
     {"start_close", start_close_method, METH_NOARGS, "Serves what was accepted, then ends the connection."},
     {"start_cancel", start_cancel_method, METH_NOARGS, "A CancelRequest on its own socket: a Cancel."},
     {"poll", poll, METH_NOARGS, "All the progress that can be made without blocking: flags."},

@@ -84,28 +84,71 @@ bool read_sql(PyObject* sql, std::string_view& out) {
   return true;
 }
 
+// What will be the handle of one operation, with its observation where somebody observes.
+struct new_handle {
+  ref object;
+  std::unique_ptr<observation> observed;
+
+  new_handle(driver_object* driver, PyObject* sql) {
+    object = ref::steal(as_object(operation_new(driver, sql)));
+    if (object && driver->observer != nullptr && !(observed = observation_new(driver))) object = {};
+  }
+  operation_object* get() const { return reinterpret_cast<operation_object*>(object.get()); }
+  void take(core::operation_ptr op) {
+    keep(get(), std::move(op));
+    if (observed) observe(get(), std::move(observed));
+  }
+};
+
 // What every start ends with: `begin` queues the request in the core.
 template <class Begin>
 PyObject* start(driver_object* driver, PyObject* sql, Begin begin) {
-  auto* handle = operation_new(driver, sql);
-  if (handle == nullptr) return nullptr;
-  auto held = ref::steal(as_object(handle));
-  auto observed = driver->observer != nullptr ? observation_new(driver) : nullptr;
-  if (driver->observer != nullptr && !observed) return nullptr;
+  new_handle handle(driver, sql);
+  if (!handle.object) return nullptr;
   if (!driver->unflushed) driver->burst = driver->session->quiet();
   driver->unflushed = true;
-  auto op = begin(handle);
+  auto op = begin(handle.get());
   if (op->owner != nullptr) return Py_NewRef(static_cast<PyObject*>(op->owner));  // all closers share one operation
-  keep(handle, std::move(op));
-  if (observed) observe(handle, std::move(observed));
-  return held.release();
+  handle.take(std::move(op));
+  return handle.object.release();
+}
+
+// The same for a request that may begin a block: `begin` gets the preamble.
+template <class Begin>
+PyObject* start_opening(driver_object* driver, PyObject* sql, Begin begin) {
+  auto* ahead = std::exchange(driver->ahead, nullptr);
+  if (ahead == nullptr)
+    return start(driver, sql, [&](operation_object* handle) { return begin(handle, core::preamble()); });
+  const auto count = PyTuple_GET_SIZE(ahead->commands);
+  core::preamble first;
+  first.outermost = ahead->outermost;
+  std::vector<new_handle> handles;
+  auto operations = ref::steal(PyList_New(0));
+  for (Py_ssize_t i = 0; operations && i < count; ++i) {
+    auto* command = PyTuple_GET_ITEM(ahead->commands, i);
+    std::string_view text;
+    if (!read_sql(command, text)) return nullptr;
+    first.add(std::string(text));
+    if (!handles.emplace_back(driver, command).object) return nullptr;
+    if (PyList_Append(operations.get(), handles.back().object.get()) < 0) return nullptr;
+  }
+  if (!operations) return nullptr;
+  const std::vector commands(first.commands.begin(), first.commands.end());
+  for (std::size_t i = 0; i < commands.size(); ++i) handles[i].take(commands[i]);
+  auto* started = start(driver, sql, [&](operation_object* handle) { return begin(handle, std::move(first)); });
+  if (started == nullptr)
+    for (auto& each : handles) let_go(each.get());
+  else
+    ahead->operations = std::move(operations);
+  return started;
 }
 
 template <class Begin>
 PyObject* start_text(driver_object* driver, PyObject* sql, Begin begin, bool counted = true) {
   std::string_view text;
   if (!read_sql(sql, text) || !may_start_request(driver, counted)) return nullptr;
-  return start(driver, sql, [&](operation_object*) { return begin(std::string(text)); });
+  return start_opening(
+      driver, sql, [&](operation_object*, core::preamble first) { return begin(std::string(text), std::move(first)); });
 }
 
 bool check_arguments(PyObject* arguments) {
@@ -120,24 +163,26 @@ bool encode(const core::statement& statement, PyObject* arguments, std::string& 
 
 PyObject* start_described(driver_object* driver, PyObject* sql, PyObject* arguments, core::statement_ptr statement) {
   std::string encoded;
+  auto* ahead = std::exchange(driver->ahead, nullptr);  // not for what encoding may start
   if (!encode(*statement, arguments, encoded)) {
     note_refused(driver, sql, *statement);
     return nullptr;
   }
+  driver->ahead = ahead;
   if (!may_start_request(driver)) return nullptr;  // encoding may have run a caller's code
-  return start(driver, sql, [&](operation_object* handle) {
+  return start_opening(driver, sql, [&](operation_object* handle, core::preamble first) {
     handle->arguments = Py_NewRef(arguments);  // its statement may have to be prepared again
-    return driver->session->start_execute(std::move(statement), std::move(encoded));
+    return driver->session->start_execute(std::move(statement), std::move(encoded), std::move(first));
   });
 }
 
 PyObject* start_undescribed(driver_object* driver, PyObject* sql, PyObject* arguments, std::string_view text) {
   auto context = ref::steal(PyContext_CopyCurrent());
   if (!context) return nullptr;
-  return start(driver, sql, [&](operation_object* handle) {
+  return start_opening(driver, sql, [&](operation_object* handle, core::preamble first) {
     handle->arguments = Py_NewRef(arguments);
     handle->context = context.release();
-    return driver->session->start_execute(std::string(text));
+    return driver->session->start_execute(std::string(text), std::move(first));
   });
 }
 
@@ -226,16 +271,39 @@ PyObject* start_execute(driver_object* driver, PyObject* const* given, Py_ssize_
 }
 
 PyObject* start_prepare(driver_object* driver, PyObject* sql) {
-  return start_text(driver, sql, [&](std::string text) { return driver->session->start_prepare(std::move(text)); });
+  return start_text(driver, sql, [&](std::string text, core::preamble first) {
+    return driver->session->start_prepare(std::move(text), std::move(first));
+  });
 }
 
 PyObject* start_script(driver_object* driver, PyObject* sql) {
-  return start_text(driver, sql, [&](std::string text) { return driver->session->start_script(std::move(text)); });
+  std::string_view text;
+  if (!read_sql(sql, text) || !may_start_request(driver)) return nullptr;
+  return start(driver, sql, [&](operation_object*) { return driver->session->start_script(std::string(text)); });
 }
 
 PyObject* start_command(driver_object* driver, PyObject* sql) {
   return start_text(
-      driver, sql, [&](std::string text) { return driver->session->start_command(std::move(text)); }, false);
+      driver, sql,
+      [&](std::string text, core::preamble first) {
+        return driver->session->start_command(std::move(text), std::move(first));
+      },
+      false);
+}
+
+PyObject* start_behind(driver_object* driver, PyObject* args) {
+  preamble_texts ahead;
+  int outermost = 0;
+  PyObject* begin = nullptr;
+  if (!PyArg_ParseTuple(args, "O!pO:_start_behind", &PyTuple_Type, &ahead.commands, &outermost, &begin)) return nullptr;
+  ahead.outermost = outermost != 0;
+  driver->ahead = &ahead;
+  auto started = ref::steal(PyObject_CallNoArgs(begin));
+  driver->ahead = nullptr;
+  if (!started) return nullptr;
+  if (!ahead.operations) return raise_interface_error("_start_behind() takes what starts one request, no script");
+  if (PyList_Append(ahead.operations.get(), started.get()) < 0) return nullptr;
+  return ahead.operations.release();
 }
 
 PyObject* start_close(driver_object* driver) {

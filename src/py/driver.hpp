@@ -16,10 +16,18 @@ namespace pgpoll::py {
 struct operation_object;
 struct request_observer;
 
+// What begins a block, in front of the next request that is started: set by start_behind(), taken by that request.
+struct preamble_texts {
+  PyObject* commands = nullptr;  // tuple of str, borrowed
+  bool outermost = false;
+  ref operations;  // list: their Operations, once it has been taken
+};
+
 struct driver_object {
   PyObject_HEAD core::session* session;  // owned by the object that this is the head of
   operation_object* operations;          // all that live, newest first
   request_observer* observer;            // owned; null where nobody observes
+  preamble_texts* ahead;                 // borrowed; null as a rule
   std::size_t max_queued;                // 0: no bound
   unsigned generation;                   // of this process, see fork_generation()
   bool pipeline;                         // else one request at a time
@@ -44,6 +52,10 @@ PyObject* start_prepare(driver_object* driver, PyObject* sql);
 PyObject* start_script(driver_object* driver, PyObject* sql);
 PyObject* start_command(driver_object* driver, PyObject* sql);
 PyObject* start_close(driver_object* driver);
+
+// _start_behind(commands, outermost, start): what start() starts, with `commands` in front of it under its Sync; a list
+// of their Operations and then its own.
+PyObject* start_behind(driver_object* driver, PyObject* args);
 
 // Encodes the arguments of every request whose description has come; true if there was one (pump again).
 bool encode_described(driver_object* driver);

@@ -320,7 +320,7 @@ class Listening:
 
 
 def enter(listening: Listening, blocks: Blocks, box: Mailbox, turn: Turn) -> Flow[None]:
-    """Make `box` a listener's; `turn` is its caller's, and starts `listening.begin`. Where it fails no trace is left."""
+    """Make `box` a listener's; `turn` is its caller's, and starts `listening.begin`. None is left where it fails."""
     if box.state is not NEW:
         raise errors.InterfaceError(f"the listener {box.state}: make a new one")
     listening.check_entry(turn)

@@ -266,6 +266,16 @@ class Statement(Described[R]):
         """See pgpoll.Connection.fetchval."""
         return self._verbs._execute(self._prepared, args, VALUE, timeout)
 
+    def explain(self, *args: Any, analyze: bool = False, timeout: float | None = None) -> Any:
+        """See pgpoll.Statement.explain."""
+        sql = self._explain(analyze=analyze)
+        if not analyze:
+            return self._verbs._execute(sql, args, VALUE, timeout)
+        with self._verbs.transaction() as tx:
+            plan = tx._execute(sql, args, VALUE, timeout)
+            tx.rollback()
+        return plan
+
 
 def connect(
     dsn: str | None = None,

@@ -178,6 +178,7 @@ class session {
   exchange cancel(operation_ptr op, cancel_key key);
   exchange close(operation_ptr op);
   step<statement_ptr> describe(std::string sql);
+  int close_surplus();
   step<bool> authenticate_scram(std::string_view mechanisms);
   step<bool> refuse_copy(wire::message response);
   void await_copy(exchange_promise& p);
@@ -288,7 +289,7 @@ class session {
   std::uint64_t answered_ = 0;    // requests
   bool names_may_exist_ = false;  // on the server, of statements that we don't know
   bool stray_cancel_ = false;     // a CancelRequest of ours may still strike whoever runs
-  std::shared_ptr<const char> origin_ = std::make_shared<const char>();
+  std::shared_ptr<statement_handles> origin_ = std::make_shared<statement_handles>();
 };
 
 struct session::write_turn_awaiter {

@@ -28,6 +28,7 @@ from pgpoll.errors import (
     IntegrityError,
     InterfaceError,
     InternalError,
+    NotificationsLost,
     NotSupportedError,
     OperationalError,
     ProgrammingError,
@@ -37,9 +38,10 @@ from pgpoll.errors import (
 
 if TYPE_CHECKING:
     from pgpoll import conninfo, core, sync
+    from pgpoll._listening import Notification
     from pgpoll._observing import Notice, RequestRecord
     from pgpoll._values import Interval, RawJson
-    from pgpoll.connection import Connection, Transaction, connect
+    from pgpoll.connection import Connection, Listener, Transaction, connect
     from pgpoll.core import Column, Record, Result
     from pgpoll.statement import Statement
 
@@ -56,8 +58,11 @@ __all__ = [
     "InterfaceError",
     "InternalError",
     "Interval",
+    "Listener",
     "NotSupportedError",
     "Notice",
+    "Notification",
+    "NotificationsLost",
     "OperationalError",
     "ProgrammingError",
     "ProtocolError",
@@ -80,7 +85,9 @@ _HOMES = {
     "Column": "core",
     "Connection": "connection",
     "Interval": "_values",
+    "Listener": "connection",
     "Notice": "_observing",
+    "Notification": "_listening",
     "RawJson": "_values",
     "Record": "core",
     "RequestRecord": "_observing",

@@ -173,6 +173,13 @@ class Blocks:
         else:
             self.line_up(turn)
 
+    def go_unowned(self, turn: Turn) -> None:
+        """As `go`, for what the driver does by itself and nobody waits for: a stranger's, refused only by the core."""
+        if self.stack:
+            self._line[turn] = None
+        elif not self.closing:
+            self._start(turn)
+
     def release(self, block: Block) -> None:
         """A channel's operation is done, or nobody wants it any more: what is left of it, the core sees to."""
         if block.operation is not None and not block.operation.done():

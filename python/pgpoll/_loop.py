@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pgpoll import conninfo, core, errors
 from pgpoll._blocks import Blocks
 from pgpoll._flows import END, Flow, Item, Lookup, News, Step, resolve
+from pgpoll._listening import Listening, Mailbox
 from pgpoll._observing import SLICE_SECONDS, InLine, Notices, Observers, RequestRecord
 from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS, CancelRequest, Registration
 from pgpoll._turns import Block, Control, Hold, Turn, carried
@@ -78,6 +79,7 @@ class Driver:
         if self._observed:
             self.core._observe(observers.on_request, RequestRecord, partial(self._failed, "on_request"), True)
         self._notices = Notices(self.core, observers.on_notice, self._failed)
+        self.listening = Listening(self.core, self.blocks, self)
         self._handing_over = False
         self.core._attach(
             self.loop,
@@ -183,6 +185,11 @@ class Driver:
         return Control(block, via, current_task(), now, carried=carried(), commit=commit, prepare=prepare)
 
     @staticmethod
+    def who() -> object:
+        """Who owns blocks: the current task."""
+        return current_task()
+
+    @staticmethod
     def task_name() -> str:
         """What the current task is called in messages."""
         task = current_task()
@@ -197,6 +204,16 @@ class Driver:
         else:
             with contextlib.suppress(RuntimeError):  # closed meanwhile
                 self.loop.call_soon_threadsafe(self.blocks.doom, block, context=_EMPTY.copy())
+
+    def dismiss(self, box: Mailbox, *, at_once: bool) -> None:
+        """Let go of a listener: at once where this is the loop, else from wherever its end was noticed."""
+        if self._over or self.loop.is_closed() or not self.ours:
+            return
+        if at_once and asyncio._get_running_loop() is self.loop:
+            self.listening.leave(box)
+            return
+        with contextlib.suppress(RuntimeError):  # closed meanwhile
+            self.loop.call_soon_threadsafe(self.listening.leave, box, context=_EMPTY.copy())
 
     def hold(self, channel: str, start: Callable[[], core.Operation[Any]], via: Block | None, where: str) -> Hold:
         """The turn of a channel, as the current task's."""
@@ -248,6 +265,22 @@ class Driver:
             await news
         finally:
             self._news.pop(operation, None)
+
+    async def hear(self, box: Mailbox, seconds: float | None) -> None:
+        """Wait until something has come for a listener, or it has ended; or for so many seconds."""
+        self.check_loop()
+        if not box.waiting:
+            return
+        woken: Future[None] = self.loop.create_future()
+        wake = partial(_set, woken)
+        timer = None if seconds is None else self.loop.call_later(seconds, wake, context=_EMPTY.copy())
+        box.attend(wake)
+        try:
+            await woken
+        finally:
+            box.unattend(wake)
+            if timer is not None:
+                timer.cancel()
 
     def _stirred(self, operation: core.Operation[Any]) -> None:
         if operation.done():
@@ -357,7 +390,8 @@ class Driver:
         """Hand them over, but never for long: the loop goes on in between."""
         if self._handing_over:  # in this turn of the loop already, or in the next
             return
-        if self._notices.hand_over(SLICE_SECONDS) and not self.loop.is_closed():
+        more = self.listening.hand_over(SLICE_SECONDS)
+        if (self._notices.hand_over(SLICE_SECONDS) or more) and not self.loop.is_closed():
             self._handing_over = True
             self.loop.call_soon(self._hand_over_more, context=_EMPTY.copy())
 
@@ -398,6 +432,7 @@ class Driver:
         self.core._report()  # where the loop was not there to be told
         if not self.loop.is_closed():
             self.blocks.lost()
+            self.listening.lost()
             if self._closed is not None and not self._closed.done():
                 self._closed.set_result(None)
 

@@ -1,9 +1,13 @@
-"""What a loop watches: the connection's socket, and that of a CancelRequest on its way. Imports no asyncio."""
+"""What is watched: the connection's socket, that of a CancelRequest on its way, a doorbell. Imports no asyncio."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
+import threading
 from contextvars import Context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from pgpoll import core
 
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
 CANCEL_SECONDS = 2.0  # for the CancelRequest's socket
 GRACE_SECONDS = 1.0  # for an abandoned request that others wait behind
 STRAY_SECONDS = 5.0  # how long after its socket's end a CancelRequest may still strike, by way of a pooler
+_LONGEST_SECONDS = 1_000_000.0  # that select.poll takes
 _EMPTY = Context()
 
 
@@ -82,3 +87,40 @@ class CancelRequest:
         self._cancel.close_fd()
         if not self.ended.done() and not self._driver.loop.is_closed():
             self.ended.set_result(None)
+
+
+class Doorbell:
+    """Wakes one thread that waits for a socket, from another."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open = False
+
+    def __enter__(self) -> Self:
+        self._reads, self._writes = os.pipe()
+        os.set_blocking(self._reads, False)
+        os.set_blocking(self._writes, False)
+        self._open = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._open = False
+            os.close(self._reads)
+            os.close(self._writes)
+
+    def ring(self) -> None:
+        """Let `wait` return, now or the next time."""
+        with self._lock, contextlib.suppress(BlockingIOError):  # full of rings
+            if self._open:  # else its number may be another's already
+                os.write(self._writes, b".")
+
+    def wait(self, fd: int, events: int, seconds: float) -> None:
+        """Wait for `fd` (-1: none), a ring, a signal, or so many seconds."""
+        poller = select.poll()
+        poller.register(self._reads, select.POLLIN)
+        if fd >= 0:
+            poller.register(fd, events)
+        poller.poll(min(seconds, _LONGEST_SECONDS) * 1000)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._reads, 1 << 10)

@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pgpoll import core, errors
 from pgpoll._blocks import Blocks
 from pgpoll._flows import END, Flow, Item, Lookup, News, Step, entered, resolve
+from pgpoll._listening import LEFT, Listening, Mailbox
 from pgpoll._observing import SLICE_SECONDS as NOTICES_SECONDS
 from pgpoll._observing import InLine, Notices, Observers, RequestRecord
-from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS
+from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS, Doorbell
 from pgpoll._turns import Block, Control, Hold, Turn
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ T = TypeVar("T")
 SLICE_SECONDS = 0.1
 SHORT_SECONDS = 0.01  # of a slice while others wait
 GIVEN_SECONDS = 0.001
+ELSEWHERE_SECONDS = 0.01  # a listener looks again at a connection that another thread drives
 INTERRUPT_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
 PATIENCE_SECONDS = 5.0
@@ -69,6 +71,8 @@ class Driver:
         if self._observed:
             self.core._observe(observers.on_request, RequestRecord, partial(_failed, "on_request"), False)
         self._notices = Notices(self.core, observers.on_notice, _failed)
+        self.listening = Listening(self.core, self.blocks, self)
+        self._dismissed: deque[Mailbox] = deque()  # their listeners have left, wherever
 
     @property
     def ours(self) -> bool:
@@ -91,7 +95,7 @@ class Driver:
                         if self.core._news:
                             news = True
                             self._driving = False
-                            self._notices.hand_over(NOTICES_SECONDS)
+                            self._hand_over(NOTICES_SECONDS)
                             self._driving = True
                     self._driving = False
                     if news or self.core._news:
@@ -128,9 +132,7 @@ class Driver:
                 elif self.blocks.admits(via, threading.current_thread(), ()):
                     operation = begin()
                 if operation is None:
-                    turn = Turn(
-                        begin, via, threading.current_thread(), monotonic(), context=copy_context(), opens=opens
-                    )
+                    turn = self.turn(begin, via, opens=opens)
                     operation = self._wait_for_turn(turn, deadline, timeout, sql)
                 self._drive(operation, deadline, timeout)
             except BaseException:
@@ -170,6 +172,15 @@ class Driver:
             finally:
                 self._settle()
 
+    def turn(self, start: Callable[[], core.Operation[Any]], via: Block | None, *, opens: bool = False) -> Turn:
+        """A request's place in the line, as the current thread's."""
+        return Turn(start, via, threading.current_thread(), monotonic(), context=copy_context(), opens=opens)
+
+    @staticmethod
+    def who() -> object:
+        """Who owns blocks: the current thread."""
+        return threading.current_thread()
+
     def control(self, block: Block, via: Block | None, *, commit: bool = False, prepare: str = "") -> Control:
         """A block's start or end, as the current thread's."""
         return Control(block, via, threading.current_thread(), monotonic(), commit=commit, prepare=prepare)
@@ -186,6 +197,15 @@ class Driver:
     def doom(self, block: Block) -> None:
         """Roll a block back, or let go of a channel, from wherever its end was noticed; what that needs leaves now."""
         self._doomed.append(block)
+        self._see_to_it()
+
+    def dismiss(self, box: Mailbox) -> None:
+        """Let go of a listener, from wherever; UNLISTEN leaves now, or within the next verb."""
+        box.end(LEFT)
+        self._dismissed.append(box)
+        self._see_to_it()
+
+    def _see_to_it(self) -> None:
         if self.ours and self.mutex.acquire(blocking=False):  # else whoever has it sees to it
             try:
                 if not self._driving and not self.core.closed:
@@ -263,7 +283,44 @@ class Driver:
         while not operation.done():
             self._wait_in_core(operation, _left(deadline, timeout))
             self._grant_wish()
-            self._notices.hand_over(NOTICES_SECONDS)
+            self._hand_over(NOTICES_SECONDS)
+
+    def hear(self, box: Mailbox, deadline: float | None) -> None:
+        """Wait until something has come for a listener, or it has ended; or for the deadline.
+
+        The mutex is not held while the socket is waited for: other threads go on, and what they receive is told here.
+        """
+        if not self.ours:
+            raise errors.InterfaceError("the connection was made before a fork: it belongs to the parent process")
+        with Doorbell() as bell:
+            box.attend(bell.ring)
+            try:
+                while True:
+                    events, seconds = self._listen_in()
+                    left = seconds if deadline is None else min(seconds, deadline - monotonic())
+                    if not box.waiting or left <= 0:
+                        return
+                    bell.wait(self.core.fileno() if events else -1, events, left)
+            finally:
+                box.unattend(bell.ring)
+
+    def _listen_in(self) -> tuple[int, float]:
+        """Receive what there is: what to watch the socket for, and when to look again at the latest."""
+        if not self.mutex.acquire(blocking=False):
+            return 0, ELSEWHERE_SECONDS
+        try:
+            if self._driving:
+                raise errors.InterfaceError("the connection is used within a request of the same thread")
+            flags = core.CLOSED if self.core.closed else self.core.poll()
+            self._grant_wish()
+            self._catch_up(None, None)
+            if not flags & (core.WAIT_READ | core.IDLE):  # a channel is full: whoever has it sees to it
+                return 0, ELSEWHERE_SECONDS
+            return select.POLLIN | (select.POLLOUT if flags & core.WAIT_WRITE else 0), (
+                SLICE_SECONDS if self.core.in_flight else threading.TIMEOUT_MAX
+            )
+        finally:
+            self.mutex.release()
 
     def _wait_in_core(self, operation: core.Operation[Any], seconds: float) -> None:
         self._driving = True
@@ -312,7 +369,9 @@ class Driver:
         """Tell who observes and the blocks what is done, and everyone where the connection has ended."""
         if self.core._news:
             self.core._report()
-            self._notices.hand_over(NOTICES_SECONDS)
+            self._hand_over(NOTICES_SECONDS)
+        while self._dismissed:
+            self.listening.leave(self._dismissed.popleft())
         while self._doomed:
             self.blocks.doom(self._doomed.popleft())
         self.blocks.settle()
@@ -326,12 +385,17 @@ class Driver:
             self.core.close_fd()
             self._watched.clear()
             self.blocks.lost()
+            self.listening.lost()
             self._changed.notify_all()
 
     def _tell_all(self) -> None:
         """Tell who observes all that there is, before a verb returns."""
         self.core._report()
-        self._notices.hand_over(None)
+        self._hand_over(None)
+
+    def _hand_over(self, seconds: float | None) -> None:
+        self.listening.hand_over(seconds)
+        self._notices.hand_over(seconds)
 
     # -- cancelling
 

@@ -53,7 +53,8 @@ start_*() queues a request and returns its Operation at once; nothing blocks. po
 possible without blocking, and says what it needs:
 
     READY       a finished operation is not yet taken, by result() or next_completed(), or a channel has stirred and not
-                been looked at, see next_stirred(); abandoned ones never appear
+                been looked at, see next_stirred(), or a notification not taken, where they are kept; abandoned ones
+                never appear
     0           alone: a channel holds all that it may; take from it, or abandon it
     WAIT_READ   call poll() again when the descriptor is readable. Watch for reading even while there is much to write
     WAIT_WRITE  call it again when the descriptor is writable; while connecting, and in long computations, too
@@ -359,6 +360,14 @@ class _Driver:
 
         10,000 are kept, of 1 MiB altogether; what comes while there is no room is dropped and counted.
         """
+    def keep_notifications(self, keep: bool, /) -> None:
+        """Whether notifications are kept until they are taken; at first they are dropped as they come."""
+    def take_notifications(self, at_most: int | None = None, /) -> list[tuple[str, str | None, int]]:
+        """The oldest notifications not yet taken, all of them or so many: (channel, payload, pid of the sender).
+
+        10,000 are kept, of 8 MiB altogether. Where more came, (channel, None, how many) stands in the place of those
+        that were dropped; without a channel, "", where they were of too many to tell.
+        """
     @property
     def transaction_status(self) -> str:
         """What the last ReadyForQuery said: "I", "T" or "E"; "" before the first."""
@@ -397,7 +406,8 @@ class Connection(_Driver):
     def wait(self, operation: Operation, seconds: float, /) -> bool:
         """Poll and wait until `operation` is done, or for so many seconds, with the GIL free. Whether it is done.
 
-        Returns early where notices have come. An exception of a signal's handler is raised here; the operation goes on.
+        Returns early where notices or notifications have come. An exception of a signal's handler is raised here; the
+        operation goes on.
         """
     @property
     def notices_dropped(self) -> int:
@@ -428,7 +438,8 @@ class Connection(_Driver):
         `level_triggered` is False for one that may tell of an error once, and not again while something is unread.
 
         `on_change` gets WAIT_READ, WAIT_WRITE and CLOSED, when they or the descriptor changed, and whenever
-        cancel_wanted() is not NONE. `on_notices` is called when there are some to take, before replies are handed out.
+        cancel_wanted() is not NONE. `on_notices` is called when there are notices or notifications to take, before
+        replies are handed out.
         """
     def _observe(
         self,
@@ -452,7 +463,7 @@ class Connection(_Driver):
         """Record a request that was never started."""
     @property
     def _news(self) -> bool:
-        """Whether notices wait to be taken, or somebody observes."""
+        """Whether notices or notifications wait to be taken, or somebody observes."""
     @overload
     def _execute(self, sql: str | PreparedStatement, args: tuple[Any, ...], /) -> Waiter[Result[Any]]: ...
     @overload

@@ -11,6 +11,7 @@
         |-- OperationalError         AdminShutdown, QueryCanceled, ..., and ours:
         |   |-- ConnectionLost
         |   |-- CommitUnknown        (TransactionResolutionUnknown, 08007)
+        |   |-- NotificationsLost
         |   |-- ProtocolError        (ProtocolViolation, 08P01)
         |   `-- QueryTimeout         also a TimeoutError
         `-- ProgrammingError         UndefinedTable, SyntaxError, ...
@@ -56,6 +57,7 @@ __all__ = [
     "InterfaceError",
     "InternalError",
     "NotSupportedError",
+    "NotificationsLost",
     "OperationalError",
     "ProgrammingError",
     "ProtocolError",
@@ -75,6 +77,13 @@ class ConnectionLost(OperationalError):
 
 class CommitUnknown(TransactionResolutionUnknown):
     """A COMMIT was sent and its reply was lost: the transaction may be committed or not. Never retried by pgpoll."""
+
+
+class NotificationsLost(OperationalError):
+    """Notifications came faster than a listener took them. It goes on: what comes next is the first that was kept."""
+
+    lost: int = 0
+    """How many."""
 
 
 class ProtocolError(ProtocolViolation):

@@ -44,6 +44,9 @@ class Described(Generic[R]):
         """The columns of its rows; None where it returns none."""
         return self._prepared.columns
 
+    def _explain(self, *, analyze: bool) -> str:
+        return f"EXPLAIN (FORMAT JSON, VERBOSE{', ANALYZE' if analyze else ''}) {self._prepared.sql}"
+
     def __repr__(self) -> str:
         return f"<{type(self).__module__}.{type(self).__qualname__} {self.sql!r}>"
 
@@ -51,7 +54,9 @@ class Described(Generic[R]):
 class Statement(Described[R]):
     """A prepared statement. Made by `Connection.prepare`, or by `Transaction.prepare` and then part of that block.
 
-    It is pinned on the server while this object lives. The verbs are those of Connection without the text.
+    It is pinned on the server while this object lives, beside the statements that the connection keeps by itself; once
+    it is dropped it is one of those, and closed when there are too many. The verbs are those of Connection without the
+    text.
     """
 
     __slots__ = ("_verbs",)
@@ -75,3 +80,17 @@ class Statement(Described[R]):
     async def fetchval(self, *args: Any, timeout: float | None = None) -> Any:
         """See Connection.fetchval."""
         return await self._verbs._execute(self._prepared, args, VALUE, timeout)
+
+    async def explain(self, *args: Any, analyze: bool = False, timeout: float | None = None) -> Any:
+        """The server's plan for these arguments: what EXPLAIN (FORMAT JSON, VERBOSE) gives, as Python objects.
+
+        With `analyze` the statement is executed as well, in a transaction (a savepoint inside of one) that is rolled
+        back. `timeout` is in seconds.
+        """
+        sql = self._explain(analyze=analyze)
+        if not analyze:
+            return await self._verbs._execute(sql, args, VALUE, timeout)
+        async with self._verbs.transaction() as tx:
+            plan = await tx._execute(sql, args, VALUE, timeout)
+            await tx.rollback()
+        return plan

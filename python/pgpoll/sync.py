@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pgpoll import _two_phase, conninfo
 from pgpoll._facts import Facts
 from pgpoll._flows import Flow, finish, leave, start
+from pgpoll._listening import LEFT, NEW, Listens, Notification
 from pgpoll._observing import Observers
 from pgpoll._retrying import RETRYABLE, Attempts
 from pgpoll._threads import Driver, resolved
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["Connection", "Statement", "Transaction", "connect"]
+__all__ = ["Connection", "Listener", "Statement", "Transaction", "connect"]
 
 
 class _Verbs(Facts):
@@ -153,6 +154,10 @@ class Connection(_Verbs):
         self._driver.check_outside(verb)
         self._driver.request(partial(self._core.start_command, sql), None, timeout, sql)
 
+    def listen(self, *channels: str) -> Listener:
+        """Listen to channels: `with conn.listen("news") as notifications`. See pgpoll.Connection.listen."""
+        return Listener(self, channels)
+
     def close(self) -> None:
         """Serve what was accepted, within 5 s, and end the connection. See pgpoll.Connection.close."""
         self._driver.close(None)
@@ -240,6 +245,57 @@ def _owner_name() -> str:
     return f"thread {threading.current_thread().name!r}"
 
 
+class Listener(Listens):
+    """What `Connection.listen` gives: a context manager, and an iterator of Notifications. See pgpoll.Listener.
+
+        with conn.listen("news") as notifications:
+            for each in notifications:
+                print(each.channel, each.payload, each.pid)
+
+    Iterating waits without end; `next(timeout=)` for a time. While one thread waits others may use the connection, and
+    what comes meanwhile is told at once. Where none waits and none uses it, what the server sends waits in the socket.
+    """
+
+    __slots__ = ()
+
+    def next(self, *, timeout: float | None = None) -> Notification | None:
+        """The next notification; None where none has come within so many seconds, or after it has been left."""
+        driver, box = self._parent._driver, self._box
+        deadline = None if timeout is None else monotonic() + timeout
+        looked = False
+        while True:
+            if box.state is NEW:
+                driver.run(self._enter(), timeout)
+            if (found := self._at_hand()) is not None or box.state is LEFT:
+                return found
+            if looked and deadline is not None and deadline <= monotonic():
+                return None
+            driver.hear(box, deadline)
+            looked = True
+
+    def __enter__(self) -> Listener:
+        self._parent._driver.run(self._enter())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._parent._driver.dismiss(self._box)
+
+    def __iter__(self) -> Listener:
+        return self
+
+    def __next__(self) -> Notification:
+        if (found := self.next()) is None:
+            raise StopIteration
+        return found
+
+    def __del__(self) -> None:
+        box = getattr(self, "_box", None)  # unset where __init__ failed
+        if box is not None and box.state is not NEW and box.state is not LEFT:
+            self._parent._driver.dismiss(box)
+
+
 class Statement(Described[R]):
     """A prepared statement of a blocking connection. See pgpoll.Statement."""
 
@@ -264,6 +320,16 @@ class Statement(Described[R]):
     def fetchval(self, *args: Any, timeout: float | None = None) -> Any:
         """See pgpoll.Connection.fetchval."""
         return self._verbs._execute(self._prepared, args, VALUE, timeout)
+
+    def explain(self, *args: Any, analyze: bool = False, timeout: float | None = None) -> Any:
+        """See pgpoll.Statement.explain."""
+        sql = self._explain(analyze=analyze)
+        if not analyze:
+            return self._verbs._execute(sql, args, VALUE, timeout)
+        with self._verbs.transaction() as tx:
+            plan = tx._execute(sql, args, VALUE, timeout)
+            tx.rollback()
+        return plan
 
 
 def connect(

@@ -62,6 +62,7 @@ exchange session::execute(operation_ptr op, statement_ptr prepared, std::string 
   if (!parsed && !write_preamble(*running_)) co_return;
   static const std::vector<column> no_columns;
   const bool unnamed = prepared->name.empty() && !parsed;
+  auto closed = parsed ? 0 : close_surplus();
   if (unnamed) out().parse({}, prepared->sql, prepared->parameter_types);
   out().bind(prepared->name, arguments, prepared->columns ? prepared->columns->columns : no_columns);
   if (unnamed) out().describe_portal();
@@ -74,6 +75,7 @@ exchange session::execute(operation_ptr op, statement_ptr prepared, std::string 
   if (!running_->in_replies) co_await reply_turn();
   if (!running_->preamble.empty()) co_await read_preamble();
 
+  for (; closed > 0; --closed) expect(co_await next_message(), backend::close_complete);
   if (unnamed) expect(co_await next_message(), backend::parse_complete);
   expect(co_await next_message(), backend::bind_complete);
   running_->bound = true;
@@ -149,6 +151,19 @@ step<statement_ptr> session::describe(std::string sql) {
   cache_.insert(found);
   running_->describing = false;
   co_return found;
+}
+
+// Statements that were kept beyond the cache's bounds because somebody held them are closed by whoever writes next.
+int session::close_surplus() {
+  auto closed = 0;
+  while (cache_.crowded(*origin_)) {
+    const auto evicted = cache_.evict(0);
+    if (!evicted) break;  // the others are on their way
+    if (evicted->name.empty()) continue;
+    out().close_statement(evicted->name);
+    ++closed;
+  }
+  return closed;
 }
 
 // Of a portal whose statement was described once before: what comes is what holds, and where it differs the old

@@ -39,14 +39,20 @@ enum class verb {
   other
 };
 
+// What a face's handles keep of one session's statements.
+struct statement_handles {
+  std::size_t count = 0;
+  std::size_t bytes = 0;  // of their texts
+};
+
 // A prepared statement that the server has parsed and described. Whoever holds one pins it: it is not evicted from the
 // cache while the use count says so.
 struct statement {
   std::string name;  // empty: only its description is kept, and it is parsed each time
   std::string sql;
   std::vector<std::uint32_t> parameter_types;
-  columns_ptr columns;                 // null where the statement returns no rows
-  std::shared_ptr<const char> origin;  // the session that prepared it: its name means nothing to others
+  columns_ptr columns;                        // null where the statement returns no rows
+  std::shared_ptr<statement_handles> origin;  // of the session that prepared it: its name means nothing to others
   core::verb verb = core::verb::other;
   mutable bool stale = false;  // the server has dropped it or its plan: it is never used again
 };

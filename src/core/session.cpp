@@ -18,6 +18,9 @@ constexpr std::size_t max_parameters = 1000;
 constexpr std::size_t max_parameter_bytes = std::size_t{1} << 20;
 constexpr std::size_t max_notices = 10'000;  // kept until the face takes them; what comes past either is dropped
 constexpr std::size_t max_notice_bytes = std::size_t{1} << 20;
+constexpr std::size_t max_notifications = 10'000;  // likewise
+constexpr std::size_t max_notification_bytes = std::size_t{8} << 20;
+constexpr std::size_t max_lossy_channels = 100;  // that are told apart
 constexpr std::size_t max_startup_messages = 1000;
 constexpr std::size_t max_descriptions = 1000;  // where statements are not kept
 
@@ -568,14 +571,9 @@ bool session::asynchronous(const wire::message& got) {
     case backend::notice_response:
       if (authenticated_) keep_notice(got);
       return true;
-    case backend::notification_response: {
-      auto body = got.read("NotificationResponse");
-      body.int32();
-      body.string();
-      body.string();
-      body.end();
+    case backend::notification_response:
+      keep_notification(got);
       return true;
-    }
     case backend::parameter_status:
       parameter_status(got);
       return true;
@@ -599,6 +597,43 @@ std::optional<notice> session::next_notice() {
   auto oldest = std::move(notices_.front());
   notices_.pop_front();
   notice_bytes_ -= oldest.size;
+  return oldest;
+}
+
+void session::keep_notification(const wire::message& got) {
+  auto body = got.read("NotificationResponse");
+  const auto pid = body.int32();
+  const auto channel = body.string();
+  const auto payload = body.string();
+  body.end();
+  if (!keeps_notifications_) return;
+  ++notifications_kept_;
+  if (notifications_.size() >= max_notifications || notification_bytes_ + got.body.size() > max_notification_bytes)
+    return note_lost(channel);
+  notifications_.push_back({std::string(channel), std::string(payload), pid, 0, got.body.size()});
+  notification_bytes_ += got.body.size();
+}
+
+// At the end of what is kept, once for each channel; where those are too many, once for all.
+void session::note_lost(std::string_view channel) {
+  std::size_t told = 0;
+  for (auto each = notifications_.rbegin(); each != notifications_.rend() && each->lost != 0; ++each, ++told)
+    if (each->channel == channel || each->channel.empty()) return void(++each->lost);
+  notifications_.push_back({std::string(told < max_lossy_channels ? channel : ""), {}, 0, 1, 0});
+}
+
+void session::keep_notifications(bool keep) {
+  keeps_notifications_ = keep;
+  if (keep) return;
+  notifications_.clear();
+  notification_bytes_ = 0;
+}
+
+std::optional<notification> session::next_notification() {
+  if (notifications_.empty()) return std::nullopt;
+  auto oldest = std::move(notifications_.front());
+  notifications_.pop_front();
+  notification_bytes_ -= oldest.size;
   return oldest;
 }
 

@@ -59,6 +59,16 @@ struct notice {
   std::size_t size = 0;  // bytes of its body
 };
 
+// A NotificationResponse; or, where `lost` is not 0, that so many of this channel were dropped here. Where the channel
+// is empty they were anyone's.
+struct notification {
+  std::string channel;
+  std::string payload;
+  std::int32_t pid = 0;
+  std::uint64_t lost = 0;
+  std::size_t size = 0;  // bytes of its body
+};
+
 enum class cancel_wish { none, now, grace };
 
 class session {
@@ -133,6 +143,13 @@ class session {
   std::uint64_t notices_kept() const { return notices_kept_; }  // all that ever were
   std::uint64_t notices_dropped() const { return notices_dropped_; }
 
+  // Notifications likewise, but only while somebody asks for them; what was dropped for want of room is told in its
+  // place. A message that nobody keeps is not counted.
+  void keep_notifications(bool keep);
+  std::optional<notification> next_notification();
+  bool has_notifications() const { return !notifications_.empty(); }
+  std::uint64_t notifications_kept() const { return notifications_kept_; }  // all that ever were
+
   // Cancelling at the server (D6): the face asks, sends the CancelRequest on a socket of its own and says when
   // that socket begins and has reached its end. In between, and until one empty query has drained a stray 57014, no
   // other request is written. `now`: nobody awaits what is on the wire behind the abandoned head, whose number
@@ -162,6 +179,7 @@ class session {
   exchange cancel(operation_ptr op, cancel_key key);
   exchange close(operation_ptr op);
   step<statement_ptr> describe(std::string sql);
+  int close_surplus();
   step<bool> authenticate_scram(std::string_view mechanisms);
   bool write_preamble(exchange_promise& p);  // false: it fails instead, and nothing is written
   step<bool> read_preamble();
@@ -215,6 +233,8 @@ class session {
   bool next(wire::message& got);
   bool asynchronous(const wire::message& got);
   void keep_notice(const wire::message& got);
+  void keep_notification(const wire::message& got);
+  void note_lost(std::string_view channel);
   void parameter_status(const wire::message& got);
   void server_error(exchange_promise& p, const wire::message& got);
   void unasked(const wire::message& got);
@@ -265,11 +285,15 @@ class session {
   std::size_t notice_bytes_ = 0;
   std::uint64_t notices_kept_ = 0;
   std::uint64_t notices_dropped_ = 0;
+  std::deque<notification> notifications_;
+  std::size_t notification_bytes_ = 0;
+  std::uint64_t notifications_kept_ = 0;
+  bool keeps_notifications_ = false;
   std::size_t startup_messages_ = 0;
   std::uint64_t answered_ = 0;    // requests
   bool names_may_exist_ = false;  // on the server, of statements that we don't know
   bool stray_cancel_ = false;     // a CancelRequest of ours may still strike whoever runs
-  std::shared_ptr<const char> origin_ = std::make_shared<const char>();
+  std::shared_ptr<statement_handles> origin_ = std::make_shared<statement_handles>();
 };
 
 struct session::write_turn_awaiter {

@@ -43,6 +43,11 @@ class statement_cache {
     return nullptr;
   }
 
+  // Whether there are more than the bounds allow beside those that a face's handles keep: who held them has let go.
+  bool crowded(const statement_handles& held) const {
+    return order_.size() > capacity_ + held.count || bytes_ > max_bytes_ + held.bytes;
+  }
+
   // The server has dropped them all.
   void forget() {
     for (const auto& each : order_) each->stale = true;

@@ -64,7 +64,7 @@ int client::flush() {
 }
 
 int client::flags() const {
-  const int done = session_.has_completed() || session_.has_stirred() ? ready : 0;
+  const int done = session_.has_completed() || session_.has_stirred() || session_.has_notifications() ? ready : 0;
   if (session_.ended()) return done | closed;
   if (!started_) return done != 0 ? done : idle;
   if (!connected_) return done | wait_read | wait_write;

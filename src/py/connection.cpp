@@ -145,6 +145,17 @@ PyObject* take_notices(PyObject* object, PyObject* const* args, Py_ssize_t count
   return guarded([&] { return notices_list(*driver_of(object)->session, args, count); });
 }
 
+PyObject* keep_notifications(PyObject* object, PyObject* keep) {
+  const int kept = PyObject_IsTrue(keep);
+  if (kept < 0) return nullptr;
+  driver_of(object)->session->keep_notifications(kept == 1);
+  Py_RETURN_NONE;
+}
+
+PyObject* take_notifications(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+  return guarded([&] { return notifications_list(*driver_of(object)->session, args, count); });
+}
+
 PyObject* wait(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   if (count != 2) {
     PyErr_SetString(PyExc_TypeError, "wait(operation, seconds)");
@@ -177,7 +188,9 @@ PyObject* notices_dropped(PyObject* object, void*) {
   return PyLong_FromUnsignedLongLong(session_of(object).notices_dropped());
 }
 PyObject* news(PyObject* object, void*) {
-  return PyBool_FromLong(driver_of(object)->observer != nullptr || session_of(object).has_notices());
+  const auto& session = session_of(object);
+  return PyBool_FromLong(driver_of(object)->observer != nullptr || session.has_notices() ||
+                         session.has_notifications());
 }
 PyObject* in_flight(PyObject* object, void*) {
   return PyLong_FromSize_t(session_of(object).in_flight());
@@ -258,6 +271,8 @@ PyMethodDef methods[] = {
     {"cancel_too_old", cancel_too_old, METH_NOARGS, "A CancelRequest of ours can't strike any more."},
     {"cancel_wanted", cancel_wanted, METH_NOARGS, "NONE, NOW or GRACE, after each abandon() and poll()."},
     {"take_notices", method(take_notices), METH_FASTCALL, "The oldest notices not yet taken: dicts by field code."},
+    {"keep_notifications", keep_notifications, METH_O, "Whether notifications are kept until they are taken."},
+    {"take_notifications", method(take_notifications), METH_FASTCALL, "The oldest not yet taken."},
     {"wait", method(wait), METH_FASTCALL, "wait(operation, seconds): polls until it is done; False when time is up."},
     {nullptr, nullptr, 0, nullptr}};
 
@@ -269,7 +284,7 @@ PyGetSetDef properties[] = {
     {"why_closed", why_closed, nullptr, "The error that ended it, made anew; None while it is open.", nullptr},
     {"abandoned_head", abandoned_head, nullptr, "The number of the abandoned request that runs; 0 for none.", nullptr},
     {"notices_dropped", notices_dropped, nullptr, "How many, because nobody took those before.", nullptr},
-    {"_news", news, nullptr, "Whether notices wait to be taken, or somebody observes.", nullptr},
+    {"_news", news, nullptr, "Whether notices or notifications wait to be taken, or somebody observes.", nullptr},
     {"in_flight", in_flight, nullptr, "Requests started and not finished; abandoned ones until drained.", nullptr},
     {"quiet", quiet, nullptr, "Nothing in flight and nothing to send.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};

@@ -395,14 +395,37 @@ PyObject* status_text(const core::session& session) {
   return PyUnicode_FromStringAndSize(&status, status == '\0' ? 0 : 1);
 }
 
-PyObject* notices_list(core::session& session, PyObject* const* args, Py_ssize_t count) {
+// The one argument of take_notices() and the like: how many at most. False with an exception set.
+static bool read_at_most(PyObject* const* args, Py_ssize_t count, const char* usage, std::size_t& left) {
+  left = std::numeric_limits<std::size_t>::max();
   if (count > 1) {
-    PyErr_SetString(PyExc_TypeError, "take_notices(at_most=None)");
-    return nullptr;
+    PyErr_SetString(PyExc_TypeError, usage);
+  } else if (count == 1 && args[0] != Py_None) {
+    left = PyLong_AsSize_t(args[0]);
   }
-  auto left = std::numeric_limits<std::size_t>::max();
-  if (count == 1 && args[0] != Py_None) left = PyLong_AsSize_t(args[0]);
-  if (PyErr_Occurred() != nullptr) return nullptr;
+  return PyErr_Occurred() == nullptr;
+}
+
+PyObject* notifications_list(core::session& session, PyObject* const* args, Py_ssize_t count) {
+  std::size_t left = 0;
+  if (!read_at_most(args, count, "take_notifications(at_most=None)", left)) return nullptr;
+  auto out = ref::steal(PyList_New(0));
+  if (!out) return nullptr;
+  for (; left > 0 && session.has_notifications(); --left) {
+    const auto next = *session.next_notification();
+    auto channel = text_of(next.channel);
+    auto payload = next.lost != 0 ? ref::borrow(Py_None) : text_of(next.payload);
+    auto number = ref::steal(next.lost != 0 ? PyLong_FromUnsignedLongLong(next.lost) : PyLong_FromLong(next.pid));
+    auto item =
+        channel && payload && number ? ref::steal(PyTuple_Pack(3, channel.get(), payload.get(), number.get())) : ref();
+    if (!item || PyList_Append(out.get(), item.get()) < 0) return nullptr;
+  }
+  return out.release();
+}
+
+PyObject* notices_list(core::session& session, PyObject* const* args, Py_ssize_t count) {
+  std::size_t left = 0;
+  if (!read_at_most(args, count, "take_notices(at_most=None)", left)) return nullptr;
   auto out = ref::steal(PyList_New(0));
   if (!out) return nullptr;
   for (; left > 0 && session.has_notices(); --left) {

@@ -72,7 +72,8 @@ void release_operations(driver_object* driver);  // lets go of all its Operation
 void fail_for_drop(driver_object* driver);       // the driver is dropped: every operation ends
 PyObject* parameters_dict(const core::session& session);
 PyObject* status_text(const core::session& session);
-PyObject* notices_list(core::session& session, PyObject* const* args, Py_ssize_t count);  // at most so many
+PyObject* notices_list(core::session& session, PyObject* const* args, Py_ssize_t count);        // at most so many
+PyObject* notifications_list(core::session& session, PyObject* const* args, Py_ssize_t count);  // likewise
 
 // True while it lives; only one at a time for each driver.
 class advance_guard {

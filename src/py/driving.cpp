@@ -160,13 +160,14 @@ PyObject* wait_for(connection_object* self, PyObject* object, double seconds) {
     return raise_interface_error(std::string("wait() takes an Operation, not ") + Py_TYPE(object)->tp_name);
   auto held = ref::borrow(object);
   const auto& op = *reinterpret_cast<operation_object*>(object)->op;
-  const auto notices = self->base.session->notices_kept();
+  const auto& session = *self->base.session;
+  const auto told = session.notices_kept() + session.notifications_kept();
   double deadline = 0;
   for (bool first = true; !op.done() && !op.stirred; first = false) {
     int flags = 0;
     if (!advance(self, flags)) return nullptr;
     if (op.done() || op.stirred || (flags & (net::wait_read | net::wait_write)) == 0) break;
-    if (self->base.session->notices_kept() != notices) break;  // the face hands them over
+    if (session.notices_kept() + session.notifications_kept() != told) break;  // the face hands them over
     double left = seconds;
     if (first) {
       deadline = now() + seconds;

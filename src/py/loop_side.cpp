@@ -241,7 +241,8 @@ bool settle(connection_object* self, bool direct) {
   first_error error;
   {
     handing_out during(side);
-    if (self->base.session->has_notices() && !ref::steal(PyObject_CallNoArgs(side.on_notices))) error.keep();
+    const bool told = self->base.session->has_notices() || self->base.session->has_notifications();
+    if (told && !ref::steal(PyObject_CallNoArgs(side.on_notices))) error.keep();
     hand_out(self, direct, error);
     if (!tell_at_once(&self->base)) error.keep();
     if (self->base.unflushed) {

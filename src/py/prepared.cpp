@@ -63,7 +63,10 @@ PyObject* repr(PyObject* object) {
 }
 
 void dealloc(PyObject* object) {
-  std::destroy_at(&reinterpret_cast<prepared_object*>(object)->statement);
+  auto& held = reinterpret_cast<prepared_object*>(object)->statement;
+  --held->origin->count;
+  held->origin->bytes -= held->sql.size();
+  std::destroy_at(&held);
   auto* type = Py_TYPE(object);
   type->tp_free(object);
   Py_DECREF(type);
@@ -98,7 +101,10 @@ bool is_prepared(PyObject* object) {
 PyObject* prepared_new(core::statement_ptr statement) {
   if (!statement) return raise_interface_error("the statement is not described");
   auto* self = reinterpret_cast<prepared_object*>(the_prepared_type->tp_alloc(the_prepared_type, 0));
-  if (self != nullptr) std::construct_at(&self->statement, std::move(statement));
+  if (self == nullptr) return nullptr;
+  ++statement->origin->count;
+  statement->origin->bytes += statement->sql.size();
+  std::construct_at(&self->statement, std::move(statement));
   return reinterpret_cast<PyObject*>(self);
 }
 

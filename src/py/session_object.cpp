@@ -156,6 +156,17 @@ PyObject* take_notices(PyObject* object, PyObject* const* args, Py_ssize_t count
   return guarded([&] { return notices_list(session_of(object), args, count); });
 }
 
+PyObject* keep_notifications(PyObject* object, PyObject* keep) {
+  const int kept = PyObject_IsTrue(keep);
+  if (kept < 0) return nullptr;
+  session_of(object).keep_notifications(kept == 1);
+  Py_RETURN_NONE;
+}
+
+PyObject* take_notifications(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+  return guarded([&] { return notifications_list(session_of(object), args, count); });
+}
+
 PyObject* backend_key(PyObject* object, void*) {
   const auto& key = session_of(object).key();
   if (!key) Py_RETURN_NONE;
@@ -218,6 +229,8 @@ PyMethodDef methods[] = {
     {"cancel_ended", cancel_ended, METH_NOARGS, "Its socket has reached its end."},
     {"fail", fail, METH_VARARGS, "fail(message): the connection is lost."},
     {"take_notices", method(take_notices), METH_FASTCALL, "The oldest notices not yet taken: dicts by field code."},
+    {"keep_notifications", keep_notifications, METH_O, "Whether notifications are kept until they are taken."},
+    {"take_notifications", method(take_notifications), METH_FASTCALL, "The oldest not yet taken."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyGetSetDef properties[] = {

@@ -1,6 +1,6 @@
 """Recorded dialogues, by what they are about."""
 
-from dialogues import abandon, asynchronous, begin, copy, ending, execute, failing, recovery, startup
+from dialogues import abandon, asynchronous, begin, copy, ending, execute, failing, listening, recovery, startup
 from dialogues.registry import DIALOGUES
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "ending",
     "execute",
     "failing",
+    "listening",
     "recovery",
     "startup",
 ]

@@ -339,6 +339,39 @@ def evicted_statement_is_closed() -> Script:
 
 
 @dialogue
+def statement_beyond_the_cache_is_closed() -> Script:
+    """A cache of one, and a handle: when that is dropped the oldest statement's Close rides with the next request."""
+    first, second = "select 1 as handle", "select 2 as two"
+    return (
+        Script(statement_cache_size=1)
+        .connect()
+        .start("handle", "prepare", first)
+        .expect(*NEW)
+        .send(described("handle"))
+        .expect("Sync")
+        .send(ready_for_query())
+        .start("two", "execute", second)
+        .expect(*NEW)
+        .send(described("two"))
+        .expect(*KNOWN)
+        .send(bind_complete(), selected(2), ready_for_query())
+        .start("held", "execute", second)
+        .expect(*KNOWN)
+        .send(bind_complete(), selected(2), ready_for_query())
+        .act(lambda run: run.forget("handle"))
+        .start("again", "execute", second)
+        .start("pipelined", "execute", second)
+        .expect(where("Close", target="S", of=first), *KNOWN, *KNOWN)
+        .send(close_complete(), bind_complete(), selected(2), ready_for_query())
+        .send(bind_complete(), selected(2), ready_for_query())
+        .gives("two", [(2,)], "SELECT 1")
+        .gives("held", [(2,)], "SELECT 1")
+        .gives("again", [(2,)], "SELECT 1")
+        .gives("pipelined", [(2,)], "SELECT 1")
+    )
+
+
+@dialogue
 def one_at_a_time() -> Script:
     """max_pipeline=1: nothing leaves before the reply is in."""
     return (

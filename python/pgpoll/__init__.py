@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pgpoll.connection import Connection, Transaction, connect
     from pgpoll.core import Column, Record, Result
     from pgpoll.statement import Statement
+    from pgpoll.stream import Stream
 
 __all__ = [
     "BusyError",
@@ -67,6 +68,7 @@ __all__ = [
     "RequestRecord",
     "Result",
     "Statement",
+    "Stream",
     "Transaction",
     "connect",
     "conninfo",
@@ -86,6 +88,7 @@ _HOMES = {
     "RequestRecord": "_observing",
     "Result": "core",
     "Statement": "statement",
+    "Stream": "stream",
     "Transaction": "connection",
     "connect": "connection",
 }

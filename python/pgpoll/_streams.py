@@ -7,14 +7,15 @@ is started while half of the rows are still to be consumed. With `prefetch=None`
     Rows          the object: nothing happens before its first step; exactly one error, or the end, and then the end
     Held, Portal  where its rows come from: open (a flow), take, consumed, wait (a flow), close
 
-A flow runs only where rows have to be waited for: what has come already is taken without one. A wait that ends early (the
-task is cancelled, a timeout runs out) ends the stream.
+A flow runs only where rows have to be waited for: what has come already is taken without one. A wait that ends early
+(the task is cancelled, a timeout runs out) ends the stream.
 """
 
 from __future__ import annotations
 
 from functools import partial
 from itertools import count
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from pgpoll import errors
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from pgpoll import _loop, _threads, core
     from pgpoll._flows import Flow
-    from pgpoll._turns import Block, Turn
+    from pgpoll._turns import Block
 
     R = TypeVar("R", default=core.Record)
 else:
@@ -261,8 +262,22 @@ class Portal:
 class Rows(Generic[R]):
     """What the streams of both faces have in common."""
 
-    __slots__ = ("__weakref__", "_args", "_chunk", "_ended", "_given", "_open", "_prefetch", "_size", "_source", "_sql",
-                 "_stepping", "_timeout", "_verbs", "_where")
+    __slots__ = (
+        "__weakref__",
+        "_args",
+        "_chunk",
+        "_ended",
+        "_given",
+        "_open",
+        "_prefetch",
+        "_size",
+        "_source",
+        "_sql",
+        "_stepping",
+        "_timeout",
+        "_verbs",
+        "_where",
+    )
 
     def __init__(
         self,
@@ -295,7 +310,7 @@ class Rows(Generic[R]):
     @property
     def rowcount(self) -> int:
         """How many rows it has given so far, as the driver has counted them."""
-        return self._given - self._chunk.__length_hint__()  # type: ignore[attr-defined]
+        return self._given - length_hint(self._chunk)
 
     def _at_hand(self, whole: bool) -> list[R]:
         """Rows that have come; [] where there are none. Those given before are done with."""
@@ -346,7 +361,9 @@ class Rows(Generic[R]):
             return []
         self._enter()
         try:
-            source = self._source or (yield from self._begun())
+            source = self._source
+            if source is None:
+                source = yield from self._begun()
             while True:
                 rows = self._take(whole)
                 if rows is None:

@@ -260,7 +260,8 @@ class Stream(Rows[R]):
         self._shut()
 
     def _run(self, flow: Flow[T]) -> T:
-        return self._verbs._driver.run(flow, self._timeout)
+        result: T = self._verbs._driver.run(flow, self._timeout)
+        return result
 
 
 class Batches(Generic[R]):

@@ -317,7 +317,8 @@ class Rows(Generic[R]):
         if not self._open or self._stepping:
             return []
         try:
-            return self._take(whole) or []
+            rows = self._take(whole)
+            return rows if rows is not None else []
         except BaseException:
             self._end()
             raise
@@ -385,7 +386,7 @@ class Rows(Generic[R]):
         self._stepping = True
 
     def _begun(self) -> Flow[_Source]:
-        prefetch = self._prefetch
+        prefetch: Any = self._prefetch
         if prefetch is not None and (isinstance(prefetch, bool) or not isinstance(prefetch, int) or prefetch < 1):
             raise errors.InterfaceError(f"prefetch must be an int from 1 on, or None, not {prefetch!r}")
         verbs = self._verbs

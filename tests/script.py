@@ -33,7 +33,7 @@ class where:  # noqa: N801 - reads as a word within a script
     name: str
     fields: dict[str, Any]
 
-    def __init__(self, name: str, **fields: Any) -> None:
+    def __init__(self, name: str, /, **fields: Any) -> None:
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "fields", fields)
 
@@ -88,6 +88,13 @@ class Script:
 
     def abandon(self, label: str) -> Self:
         return self.act(lambda run: run.abandon(label))
+
+    def takes(self, label: str, *rows: tuple[Any, ...], at_most: int | None = None) -> Self:
+        """Of a stream: these rows have come, and no others were taken before; `at_most` so many are asked for."""
+        return self.act(lambda run: run.take(label, list(rows), at_most))
+
+    def grant(self, label: str, rows: int) -> Self:
+        return self.act(lambda run: run.grant(label, rows))
 
     def expect(self, *matchers: Matcher) -> Self:
         self.steps.append(Expect(matchers))
@@ -159,6 +166,15 @@ class Run:
     def abandon(self, label: str) -> None:
         self.abandoned.add(label)
         self.operations[label].abandon()
+
+    def take(self, label: str, expected: list[tuple[Any, ...]], at_most: int | None) -> None:
+        taken = self.operations[label].take_rows(at_most)
+        assert [tuple(row) for row in taken] == expected
+
+    def grant(self, label: str, rows: int) -> None:
+        self.operations[label].grant(rows)
+        if isinstance(self.client, core.Session):
+            self.client.pump()
 
     def deliver(self, data: bytes) -> None:
         """The server sends this."""

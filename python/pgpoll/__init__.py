@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pgpoll.connection import Connection, Listener, Transaction, connect
     from pgpoll.core import Column, Record, Result
     from pgpoll.statement import Statement
+    from pgpoll.stream import Stream
 
 __all__ = [
     "BusyError",
@@ -72,6 +73,7 @@ __all__ = [
     "RequestRecord",
     "Result",
     "Statement",
+    "Stream",
     "Transaction",
     "connect",
     "conninfo",
@@ -93,6 +95,7 @@ _HOMES = {
     "RequestRecord": "_observing",
     "Result": "core",
     "Statement": "statement",
+    "Stream": "stream",
     "Transaction": "connection",
     "connect": "connection",
 }

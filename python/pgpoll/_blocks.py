@@ -180,6 +180,18 @@ class Blocks:
         elif not self.closing:
             self._start(turn)
 
+    def go_now(self, turn: Turn) -> bool:
+        """Start it where it may go at once; else nothing has happened, and False."""
+        if self.stack and self.stack[-1].channel:
+            return False
+        if not self.admits(turn.via, turn.who, turn.carried):
+            return False
+        try:
+            self._start(turn)
+        except errors.InterfaceError:  # too many are queued, or the connection has ended: whoever waits for it is told
+            return False
+        return True
+
     def release(self, block: Block) -> None:
         """A channel's operation is done, or nobody wants it any more: what is left of it, the core sees to."""
         if block.operation is not None and not block.operation.done():

@@ -197,13 +197,25 @@ class Driver:
 
     def doom(self, block: Block) -> None:
         """Roll a block back without a task, or let go of a channel, from wherever its end was noticed."""
+        self.apart(partial(self.blocks.doom, block))
+
+    def apart(self, call: Callable[[], object]) -> None:
+        """`call()` in the loop's thread, now where that is this one; nothing where the connection has ended."""
         if self._over or self.loop.is_closed() or not self.ours:
             return
         if threading.get_ident() == self._thread and asyncio._get_running_loop() is self.loop:
-            self.blocks.doom(block)
+            call()
         else:
             with contextlib.suppress(RuntimeError):  # closed meanwhile
-                self.loop.call_soon_threadsafe(self.blocks.doom, block, context=_EMPTY.copy())
+                self.loop.call_soon_threadsafe(call, context=_EMPTY.copy())
+
+    def nudge(self, call: Callable[[], T]) -> T:
+        """`call()`, and what it has written leaves at once: the server goes on while its caller does."""
+        self.check_loop()
+        result = call()
+        if not self._over:
+            self.core._flush_due()
+        return result
 
     def dismiss(self, box: Mailbox, *, at_once: bool) -> None:
         """Let go of a listener: at once where this is the loop, else from wherever its end was noticed."""

@@ -63,7 +63,7 @@ class Driver:
         self._abandoned = 0, 0.0  # the number of what runs and nobody awaits, and since when that is known
         self._stray = 0.0  # until when a CancelRequest may still strike; 0: none may
         self._driving = False
-        self._doomed: deque[Block] = deque()  # their ends were noticed, wherever
+        self._apart: deque[Callable[[], object]] = deque()  # what is to be done, whoever has the mutex
         self._in_line = 0  # threads that wait without the mutex
         self._close: core.Operation[Any] | None = None
         self._pid = os.getpid()
@@ -72,7 +72,6 @@ class Driver:
             self.core._observe(observers.on_request, RequestRecord, partial(_failed, "on_request"), False)
         self._notices = Notices(self.core, observers.on_notice, _failed)
         self.listening = Listening(self.core, self.blocks, self)
-        self._dismissed: deque[Mailbox] = deque()  # their listeners have left, wherever
 
     @property
     def ours(self) -> bool:
@@ -196,23 +195,33 @@ class Driver:
 
     def doom(self, block: Block) -> None:
         """Roll a block back, or let go of a channel, from wherever its end was noticed; what that needs leaves now."""
-        self._doomed.append(block)
-        self._see_to_it()
+        self.apart(partial(self.blocks.doom, block))
 
     def dismiss(self, box: Mailbox) -> None:
         """Let go of a listener, from wherever; UNLISTEN leaves now, or within the next verb."""
         box.end(LEFT)
-        self._dismissed.append(box)
-        self._see_to_it()
+        self.apart(partial(self.listening.leave, box))
 
-    def _see_to_it(self) -> None:
+    def apart(self, call: Callable[[], object]) -> None:
+        """`call()` when nobody drives, from wherever; what it has written, or abandoned, is seen to now."""
+        self._apart.append(call)
         if self.ours and self.mutex.acquire(blocking=False):  # else whoever has it sees to it
             try:
                 if not self._driving and not self.core.closed:
                     self._settle()
                     self.core.flush()
+                    if self._cancel is None and self.core.cancel_wanted() == core.NOW:
+                        self._cancel_abandoned(0.0)
             finally:
                 self.mutex.release()
+
+    def nudge(self, call: Callable[[], T]) -> T:
+        """`call()`, and what it has written leaves at once: the server goes on while its caller does."""
+        with _Held(self, None, None):
+            result = call()
+            if not self.core.closed:
+                self.core.flush()
+            return result
 
     def _wait_for_turn(
         self,
@@ -370,10 +379,8 @@ class Driver:
         if self.core._news:
             self.core._report()
             self._hand_over(NOTICES_SECONDS)
-        while self._dismissed:
-            self.listening.leave(self._dismissed.popleft())
-        while self._doomed:
-            self.blocks.doom(self._doomed.popleft())
+        while self._apart:
+            self._apart.popleft()()
         self.blocks.settle()
         finished = [each for each in self._watched if each[0].done()]
         if finished:
@@ -418,7 +425,7 @@ class Driver:
         if self._cancel is None and not self.core.closed and self.core.cancel_wanted() == core.NOW:
             self._cancel_abandoned()
 
-    def _cancel_abandoned(self) -> None:
+    def _cancel_abandoned(self, seconds: float = INTERRUPT_SECONDS) -> None:
         self._abandoned = 0, 0.0
         try:
             request = self.core.start_cancel()
@@ -427,7 +434,7 @@ class Driver:
             return
         self._cancel = request, monotonic() + CANCEL_SECONDS
         try:
-            self._finish_cancel(INTERRUPT_SECONDS)
+            self._finish_cancel(seconds)
         except KeyboardInterrupt:
             return  # the second one: the first is raised, and the next verb goes on with this
         if request.done() and not request.delivered() and not self.core.closed:

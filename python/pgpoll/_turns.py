@@ -83,6 +83,10 @@ class Block:
     def refusal(self) -> errors.InterfaceError:
         """What a request through this block's handle gets where it can never go."""
         outcome = f": {self.outcome}" if self.outcome else ""
+        if self.channel == "stream":
+            return errors.InterfaceError(
+                f"a stream is open here, since {self.where}: use transaction() or another connection"
+            )
         if self.channel:
             return errors.InterfaceError(
                 f"a {self.channel} is open here, since {self.where}: end it first, or use another connection"

@@ -28,6 +28,7 @@ from pgpoll._retrying import RETRYABLE, Attempts
 from pgpoll._turns import Block, begin_command, caller
 from pgpoll.core import RESULT, ROW, ROWS, VALUE
 from pgpoll.statement import Statement
+from pgpoll.stream import PREFETCH, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -93,6 +94,19 @@ class Verbs(Facts):
         start = partial(self._core.start_prepare, sql)
         prepared = await self._driver.request(start, self._via, timeout, sql, opens=True)
         return Statement(self, prepared)
+
+    def stream(
+        self, sql: str, /, *args: Any, prefetch: int | None = PREFETCH, timeout: float | None = None
+    ) -> Stream[core.Record]:
+        """The rows of one statement as they come, in bounded memory: `async for row in conn.stream(...)`.
+
+        At most `prefetch` rows are held, or on their way; more are asked for once half of them were consumed. Outside
+        of a transaction the stream owns the connection, from its first step to its end; inside of one other requests
+        go in between. With None the server is given no limit, so that it may use parallel plans, and it waits while
+        1 MiB is not consumed; such a stream owns the connection in a transaction as well. `timeout` is in seconds, for
+        each wait. See Stream.
+        """
+        return Stream(self, sql, args, prefetch, timeout, caller())
 
     def transaction(
         self, *, isolation: str | None = None, readonly: bool | None = None, deferrable: bool | None = None

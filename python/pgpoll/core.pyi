@@ -55,7 +55,7 @@ possible without blocking, and says what it needs:
     READY       a finished operation is not yet taken, by result() or next_completed(), or a channel has stirred and not
                 been looked at, see next_stirred(), or a notification not taken, where they are kept; abandoned ones
                 never appear
-    0           alone: a channel holds all that it may; take from it, or abandon it
+    0           alone: a stream without a row limit holds all that it may: take from it, or abandon it
     WAIT_READ   call poll() again when the descriptor is readable. Watch for reading even while there is much to write
     WAIT_WRITE  call it again when the descriptor is writable; while connecting, and in long computations, too
     IDLE        alone: nothing is in flight, nothing to send. An idle descriptor may be watched for reading all the same
@@ -74,6 +74,22 @@ may run a caller's code, raises InterfaceError.
 Outcomes. operation.result() gives the result, or raises the request's own error; every error has `safe_to_retry`, True
 where no byte of the request had left. Loss of the connection ends every operation: the one being answered with what
 the server said, the others with ConnectionLost. An error never spoils another request outside a transaction.
+
+Streams. start_stream() gives an operation that rows are taken from while it runs. READY says that some have come, until
+take_rows() has been called: it gives what is there, decoded, and never blocks. With a credit so many rows come and no
+more, until grant() says so: grant what was consumed once it is half of the credit, and at most so many are held or on
+their way. Without credit (None) all come, and once 1 MiB of them waits to be taken poll() reads nothing more (0).
+The rows come first, then the outcome: where the operation is done and take_rows() gives none, result() gives the tag,
+or raises what ended it. abandon() ends it early: where the server runs on, cancel_wanted() says so. Until its end the
+stream has the connection to itself: what is started meanwhile waits.
+
+    operation = conn.start_stream("select * from t", (), 1000)
+    while (rows := operation.take_rows()) or not operation.done():
+        if rows:
+            operation.grant(len(rows))
+        else:
+            conn.wait(operation, 1.0)  # or poll(), and wait as it says
+    operation.result()
 
 Abandoning and cancelling. operation.abandon() ends the interest, not the protocol: what was sent is read to its end and
 discarded, what was not sent never is. Nothing is cancelled at the server by itself: after each abandon() and poll(),
@@ -259,6 +275,17 @@ class Operation(Generic[_T_co]):
         """
     def abandon(self) -> None:
         """End the interest in it; the protocol goes on."""
+    def take_rows(self, at_most: int | None = None, /) -> list[Any]:
+        """Of a stream: the next rows that have come, Records, all of them or so many; [] where none has.
+
+        Raises DataError, each time, where the next one has a bad value: it names the row's number in the stream.
+        """
+    def grant(self, rows: int, /) -> None:
+        """Of a stream with credit: so many more rows may come. InterfaceError for others."""
+    def _spare(self) -> None:
+        """Abandon it, and let it run at the server: nothing is cancelled for it."""
+    def _columns(self) -> tuple[Column, ...] | None:
+        """Of a stream: None before they are known, () where it returns no rows."""
     @property
     def stirred(self) -> bool:
         """Of a channel: there is something to take, or room to feed."""
@@ -328,6 +355,21 @@ class _Driver:
     def start_execute(
         self, sql: str | PreparedStatement, args: tuple[Any, ...], want: Want[_T], /
     ) -> Operation[_T]: ...
+    def start_stream(
+        self, sql: str | PreparedStatement, args: tuple[Any, ...], credit: int | None, /
+    ) -> Operation[str]:
+        """One statement whose rows are taken while they come: see "Streams" above. The result is the command tag.
+
+        `credit` is the number of rows that may come at first, from 1 on; None: all. Otherwise as start_execute().
+        """
+    def _start_open(
+        self, sql: str | PreparedStatement, args: tuple[Any, ...], portal: str, limit: int, /
+    ) -> Operation[bool]:
+        """One statement as a portal of a transaction: its first rows, to be taken, and whether there may be more."""
+    def _start_fetch(self, opened: Operation[bool], limit: int, number: int, /) -> Operation[bool]:
+        """The next rows of the portal that `opened` has opened, from that number on."""
+    def _close_portal(self, portal: str, /) -> None:
+        """Close it, when it is its turn. Nobody is told."""
     def start_prepare(self, sql: str, /) -> Operation[PreparedStatement]:
         """Parse and describe a statement."""
     def start_script(self, sql: str, /) -> Operation[list[Result]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic
 
+from pgpoll._turns import caller
 from pgpoll.core import RESULT, ROW, ROWS, VALUE
+from pgpoll.stream import PREFETCH, Stream
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
@@ -94,3 +96,7 @@ class Statement(Described[R]):
             plan = await tx._execute(sql, args, VALUE, timeout)
             await tx.rollback()
         return plan
+
+    def stream(self, *args: Any, prefetch: int | None = PREFETCH, timeout: float | None = None) -> Stream[R]:
+        """See Connection.stream."""
+        return Stream(self._verbs, self._prepared, args, prefetch, timeout, caller())

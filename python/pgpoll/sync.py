@@ -20,7 +20,7 @@ import threading
 import warnings
 from functools import partial
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pgpoll import _two_phase, conninfo
 from pgpoll._facts import Facts
@@ -28,6 +28,7 @@ from pgpoll._flows import Flow, finish, leave, start
 from pgpoll._listening import LEFT, NEW, Listens, Notification
 from pgpoll._observing import Observers
 from pgpoll._retrying import RETRYABLE, Attempts
+from pgpoll._streams import PREFETCH, Rows
 from pgpoll._threads import Driver, resolved
 from pgpoll._turns import Block, begin_command, caller
 from pgpoll.core import RESULT, ROW, ROWS, VALUE
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["Connection", "Listener", "Statement", "Transaction", "connect"]
+__all__ = ["Connection", "Listener", "Statement", "Stream", "Transaction", "connect"]
 
 
 class _Verbs(Facts):
@@ -79,6 +80,12 @@ class _Verbs(Facts):
         """See pgpoll.Connection.prepare."""
         start = partial(self._core.start_prepare, sql)
         return Statement(self, self._driver.request(start, self._via, timeout, sql, opens=True))
+
+    def stream(
+        self, sql: str, /, *args: Any, prefetch: int | None = PREFETCH, timeout: float | None = None
+    ) -> Stream[core.Record]:
+        """See pgpoll.Connection.stream."""
+        return Stream(self, sql, args, prefetch, timeout, caller())
 
     def transaction(
         self, *, isolation: str | None = None, readonly: bool | None = None, deferrable: bool | None = None
@@ -330,6 +337,71 @@ class Statement(Described[R]):
             plan = tx._execute(sql, args, VALUE, timeout)
             tx.rollback()
         return plan
+
+    def stream(self, *args: Any, prefetch: int | None = PREFETCH, timeout: float | None = None) -> Stream[R]:
+        """See pgpoll.Connection.stream."""
+        return Stream(self._verbs, self._prepared, args, prefetch, timeout, caller())
+
+
+class Stream(Rows[R]):
+    """The rows of one statement as they come: an iterator and a context manager. See pgpoll.Stream.
+
+    To be used by one thread at a time.
+    """
+
+    __slots__ = ()
+
+    def __iter__(self) -> Stream[R]:
+        return self
+
+    def __next__(self) -> R:
+        for row in self._chunk:
+            return row
+        rows = self._at_hand(False) or self._run(self._more(False))
+        if not rows:
+            raise StopIteration
+        self._chunk = iter(rows)
+        return next(self._chunk)
+
+    def batches(self) -> Batches[R]:
+        """An iterator of lists of records: all that have come, each time. See pgpoll.Stream.batches."""
+        return Batches(self)
+
+    def close(self) -> None:
+        """See pgpoll.Stream.aclose."""
+        self._shut()
+
+    def __enter__(self) -> Stream[R]:
+        self._run(self._begin())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._shut()
+
+    def _run(self, flow: Flow[T]) -> T:
+        result: T = self._verbs._driver.run(flow, self._timeout)
+        return result
+
+
+class Batches(Generic[R]):
+    """The rows of a stream in lists, as they come. See pgpoll.Stream.batches."""
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: Stream[R]) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Batches[R]:
+        return self
+
+    def __next__(self) -> list[R]:
+        stream = self._stream
+        rows = list(stream._chunk) or stream._at_hand(True) or stream._run(stream._more(True))
+        if not rows:
+            raise StopIteration
+        return rows
 
 
 def connect(

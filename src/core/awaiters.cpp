@@ -12,6 +12,9 @@ session::message_awaiter session::next_message() {
 session::arguments_awaiter session::encoded_arguments() {
   return {*this};
 }
+session::credit_awaiter session::more_credit() {
+  return {*this};
+}
 session::wait_awaiter session::end_of_stream() {
   return {*this, waiting::end_of_stream};
 }
@@ -30,7 +33,6 @@ session::reply_turn_awaiter session::reply_turn() {
 
 session::rows_awaiter session::data_rows(raw_result& sink) {
   running_->sink = &sink;
-  running_->rows_came = false;
   return {*this};
 }
 
@@ -80,6 +82,14 @@ void session::rows_awaiter::await_suspend(std::coroutine_handle<> frame) {
 }
 void session::rows_awaiter::await_resume() const {
   owner.running_->sink = nullptr;
+}
+
+bool session::credit_awaiter::await_ready() const {
+  return owner.has_credit(*owner.running_);
+}
+void session::credit_awaiter::await_suspend(std::coroutine_handle<> frame) {
+  owner.running_->resume_point = frame;
+  owner.running_->wait = waiting::credit;
 }
 
 void session::wait_awaiter::await_suspend(std::coroutine_handle<> frame) {

@@ -42,30 +42,18 @@ step<bool> session::read_preamble() {
 
 exchange session::execute(operation_ptr op, statement_ptr prepared, std::string arguments) {
   co_await write_turn();
-  bool parsed = false;  // here, by describe()
   if (!prepared || prepared->stale) {
-    std::string sql = prepared ? prepared->sql : op->sql;
-    prepared = cache_.find(sql);  // described meanwhile by a request ahead of this one
-    parsed = !prepared;
-    if (parsed && !write_preamble(*running_)) co_return;
-    if (parsed) prepared = co_await describe(std::move(sql));
-    op->statement = prepared;
-    auto supplied = co_await encoded_arguments();
-    if (!supplied) {  // no Bind; the statement stays cached
-      if (!running_->in_replies) co_return;
-      sync(*running_);
-      ready_for_query(co_await next_message());
-      co_return;
-    }
+    auto supplied = co_await described(op);
+    if (!supplied) co_return;
+    prepared = op->statement;
     arguments = std::move(*supplied);
   }
-  if (!parsed && !write_preamble(*running_)) co_return;
-  static const std::vector<column> no_columns;
-  const bool unnamed = prepared->name.empty() && !parsed;
-  auto closed = parsed ? 0 : close_surplus();
-  if (unnamed) out().parse({}, prepared->sql, prepared->parameter_types);
-  out().bind(prepared->name, arguments, prepared->columns ? prepared->columns->columns : no_columns);
-  if (unnamed) out().describe_portal();
+  auto closed = 0;
+  if (!running_->parsed) {
+    if (!write_preamble(*running_)) co_return;
+    closed = close_surplus();
+  }
+  const bool unnamed = bind(*prepared, arguments);
   out().execute();
   arguments = {};
   if (prepared->verb == verb::copy)
@@ -94,6 +82,33 @@ exchange session::execute(operation_ptr op, statement_ptr prepared, std::string 
   }
   sync(*running_);
   ready_for_query(co_await next_message());
+}
+
+// A statement that was not known when it was asked for: its description, in op->statement, and then the arguments.
+// Where there are none no Bind follows, and the exchange is over; the statement stays cached.
+step<std::optional<std::string>> session::described(operation_ptr op) {
+  std::string sql = op->statement ? op->statement->sql : op->sql;
+  op->statement = cache_.find(sql);  // described meanwhile by a request ahead of this one
+  if (!op->statement) {
+    if (!write_preamble(*running_)) co_return std::nullopt;
+    op->statement = co_await describe(std::move(sql));
+  }
+  auto supplied = co_await encoded_arguments();
+  if (!supplied && running_->in_replies) {
+    sync(*running_);
+    ready_for_query(co_await next_message());
+  }
+  co_return supplied;
+}
+
+// Bind, and where the statement is not kept on the server Parse before it and Describe behind; whether that was so.
+bool session::bind(const statement& prepared, const std::string& arguments, const std::string& portal) {
+  static const std::vector<column> no_columns;
+  const bool unnamed = prepared.name.empty() && !running_->parsed;
+  if (unnamed) out().parse({}, prepared.sql, prepared.parameter_types);
+  out().bind(prepared.name, arguments, prepared.columns ? prepared.columns->columns : no_columns, portal);
+  if (unnamed) out().describe_portal(portal);
+  return unnamed;
 }
 
 exchange session::prepare_statement(operation_ptr op) {

@@ -11,9 +11,13 @@ namespace pgpoll::core {
 
 namespace {
 
+bool runs_statement(const operation& op) {
+  return op.kind == operation::kind::execute || op.kind == operation::kind::stream || op.kind == operation::kind::fetch;
+}
+
 bool cancellable(const operation& op) {
-  return op.kind == operation::kind::execute || op.kind == operation::kind::prepare ||
-         op.kind == operation::kind::script;
+  if (op.portal && (op.portal->spared || op.portal->suspended)) return false;
+  return runs_statement(op) || op.kind == operation::kind::prepare || op.kind == operation::kind::script;
 }
 
 }  // namespace
@@ -32,7 +36,8 @@ cancel_wish session::cancel_wanted() const {
   if (cancelling_ == cancelling::drain) return cancel_wish::grace;
   if (cancelling_ != cancelling::no) return cancel_wish::none;
   const bool alone = std::all_of(replies_.begin(), replies_.end(), [](const auto* each) {
-    return each->op->abandoned || each->op->kind == operation::kind::close;  // which doesn't wait for such
+    const auto kind = each->op->kind;  // close doesn't wait for such, nobody waits for close_portal
+    return each->op->abandoned || kind == operation::kind::close || kind == operation::kind::close_portal;
   });
   return alone ? cancel_wish::now : cancel_wish::grace;
 }
@@ -83,7 +88,7 @@ void session::note_dropped(exchange_promise& p, const server_message& error) {
   const bool stored = p.describing && (p.parsed || code == query_canceled);  // perhaps, and never described
   if (stored || code == duplicate_prepared_statement) names_may_exist_ = true;
   const auto& used = p.op->statement;
-  if (p.op->kind == operation::kind::execute && !p.bound && used && is_dropped(code, *used)) forget(*used);
+  if (runs_statement(*p.op) && !p.bound && used && is_dropped(code, *used)) forget(*used);
 }
 
 // Whether what comes behind it runs where it would without it: no transaction has begun, or ended, in between.
@@ -95,6 +100,7 @@ bool session::leaves_as_it_was(const exchange_promise& other) {
     case operation::kind::drain:
       return true;
     case operation::kind::execute:
+    case operation::kind::stream:
       return (op.statement ? op.statement->verb : verb_of(op.sql)) == verb::query;
     default:  // BEGIN, a script that may have one, close
       return false;
@@ -104,7 +110,8 @@ bool session::leaves_as_it_was(const exchange_promise& other) {
 // Its error is one that a second attempt mends, and nothing of the first can have remained.
 bool session::again_helps(const exchange_promise& p) const {
   const auto& op = *p.op;
-  const bool kind = op.kind == operation::kind::execute || op.kind == operation::kind::prepare;
+  const bool kind =
+      op.kind == operation::kind::execute || op.kind == operation::kind::prepare || op.kind == operation::kind::stream;
   if (!kind || p.opens || op.abandoned || op.again || !p.error || !p.error->server) return false;
   const auto code = p.error->server->field('C');
   if (code == query_canceled && stray_cancel_) {
@@ -129,7 +136,9 @@ bool session::may_run_again(const exchange_promise& p) const {
 void session::run_again(exchange_promise& p) {
   const auto op = p.op;
   if (op->sql.empty() && op->statement) op->sql = op->statement->sql;
-  const auto dialogue = op->kind == operation::kind::prepare ? prepare_statement(op) : execute(op);
+  const auto dialogue = op->kind == operation::kind::prepare  ? prepare_statement(op)
+                        : op->kind == operation::kind::stream ? stream(op)
+                                                              : execute(op);
   auto& next = dialogue.handle.promise();
   next.wait = waiting::write_turn;
   const auto behind = std::find_if(writing_.begin(), writing_.end(), [](const auto* each) { return !each->op->again; });

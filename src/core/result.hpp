@@ -168,8 +168,17 @@ using failure_ptr = std::shared_ptr<const failure>;
 // One request as its caller sees it. It outlives its exchange.
 struct exchange_promise;
 
+// What an operation that gives its rows in parts knows of its portal.
+struct portal {
+  std::string name;          // empty: the one that lasts to the Sync
+  std::uint32_t credit = 0;  // rows that may still come
+  bool limited = false;      // else all rows come, and `operation::full` is what bounds them
+  bool suspended = false;    // it has more rows, perhaps
+  bool spared = false;       // abandoned, but not to be cancelled: its transaction goes on
+};
+
 struct operation {
-  enum class kind { connect, execute, prepare, script, command, close, cancel, drain };
+  enum class kind { connect, execute, prepare, script, command, close, cancel, drain, stream, fetch, close_portal };
   enum class state { pending, succeeded, failed, cancelled };
 
   kind kind = kind::execute;
@@ -181,7 +190,8 @@ struct operation {
   bool full = false;        // a channel: it holds what it may, so that nothing more is read
   std::string sql;          // as it was given; empty where a statement was
   statement_ptr statement;  // execute and prepare: the description
-  std::vector<raw_result> results;       // execute: one; script: one a statement
+  std::vector<raw_result> results;       // execute, stream, fetch: one; script: one a statement
+  std::unique_ptr<core::portal> portal;  // stream, fetch, close_portal
   std::uint64_t reply_bytes = 0;         // so far, whole messages; asynchronous ones are not of the reply
   failure_ptr error;                     // where failed
   void* owner = nullptr;                 // the face's handle; the core never looks at it

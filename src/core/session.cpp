@@ -144,6 +144,7 @@ void session::abandon(operation& op) {
     case operation::kind::close:
     case operation::kind::cancel:
     case operation::kind::drain:
+    case operation::kind::close_portal:
       return;
     case operation::kind::connect:
       return fail_all(ending(failure::kind::closed, "closed: the connecting task went away"));
@@ -260,7 +261,7 @@ void session::finish(exchange_promise& p, enum operation::state outcome, failure
   op->state = op->abandoned ? operation::state::cancelled : outcome;
   op->error = std::move(error);
   if (op->kind == operation::kind::drain) cancelling_ = cancelling::no;
-  if (!op->abandoned) completed_.splice(completed_.end(), place);
+  if (!op->abandoned && op->kind != operation::kind::close_portal) completed_.splice(completed_.end(), place);
 }
 
 // Takes an exchange out of every queue, and ends it.
@@ -377,6 +378,7 @@ void session::sent(std::size_t size) {
 bool session::wants_pump() const {
   if (state_ == state::ended) return false;
   if (computing_ || may_drain()) return true;
+  if (writer_ != nullptr && writer_->wait == waiting::credit) return has_credit(*writer_);
   if (writer_ != nullptr) return writer_->answered && cancelling_ == cancelling::no;
   return !writing_.empty() && may_write(*writing_.front());
 }
@@ -416,6 +418,10 @@ bool session::advance_head() {
       p.answered = false;
       run(p);
       return true;
+    case waiting::credit:
+      if (has_credit(p)) return run(p), true;
+      if (pull()) throw wire::protocol_violation(wire::name_of(message_.type) + ": nothing was asked, at byte 0");
+      return p.draining;
     case waiting::computing:
       if (!may_compute_) return false;
       may_compute_ = computing_ = false;
@@ -500,7 +506,10 @@ bool session::pull_rows() {
         if (run_of_rows.empty()) return false;
         p.rows_came = true;
         p.op->reply_bytes += run_of_rows.size();
-        if (!p.op->abandoned) p.sink->rows.append(run_of_rows.data(), run_of_rows.size());
+        if (p.op->abandoned) break;
+        const auto before = p.sink->rows.size();
+        p.sink->rows.append(run_of_rows.data(), run_of_rows.size());
+        if (p.op->portal) count_rows(p, before);
         break;
       }
       case backend::notice_response:
@@ -674,7 +683,7 @@ wire::message session::expect(wire::message got, backend wanted) {
   if (got.type != wanted)
     throw wire::protocol_violation(wire::name_of(got.type) + ": " + wire::name_of(wanted) + " was expected, at byte 0");
   if ((wanted == backend::bind_complete || wanted == backend::parse_complete || wanted == backend::close_complete ||
-       wanted == backend::copy_done) &&
+       wanted == backend::copy_done || wanted == backend::portal_suspended) &&
       !got.body.empty())
     throw wire::protocol_violation(wire::name_of(got.type) + ": a body where none belongs, at byte 0");
   return got;

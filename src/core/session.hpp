@@ -87,6 +87,19 @@ class session {
   operation_ptr start_script(std::string sql);  // simple query protocol
   // No parameters, no rows: unnamed, one flight, never cancelled by wish.
   operation_ptr start_command(std::string sql, preamble first = {});
+
+  // Rows in parts. A stream is a channel: at most `credit` rows come, and so many more as are granted; 0: all, as far
+  // as the face takes them. It ends with its statement. open and fetch are requests of `limit` rows each, of a portal
+  // that lasts to the end of its transaction or to close_portal, of which nobody is told.
+  operation_ptr start_stream(std::string sql, std::uint32_t credit);
+  operation_ptr start_stream(statement_ptr known, std::string arguments, std::uint32_t credit);
+  operation_ptr start_open(std::string sql, std::string portal, std::uint32_t limit);
+  operation_ptr start_open(statement_ptr known, std::string arguments, std::string portal, std::uint32_t limit);
+  operation_ptr start_fetch(const operation& opened, std::uint32_t limit);
+  void close_portal(std::string portal);
+  void grant(operation& op, std::uint32_t rows);
+  row_store take_rows(operation& op);  // those that have come
+
   operation_ptr start_cancel(cancel_key key);  // the only exchange of a second session; ends at eof()
   operation_ptr start_close();                 // serves what was accepted, sends Terminate, ends at eof()
   void abandon(operation& op);
@@ -178,6 +191,14 @@ class session {
   exchange drain_stray_cancel(operation_ptr op);
   exchange cancel(operation_ptr op, cancel_key key);
   exchange close(operation_ptr op);
+  exchange stream(operation_ptr op, statement_ptr prepared = nullptr, std::string arguments = {});
+  exchange open(operation_ptr op, statement_ptr prepared = nullptr, std::string arguments = {});
+  exchange fetch(operation_ptr op);
+  exchange portal_end(operation_ptr op);
+  step<std::optional<std::string>> described(operation_ptr op);
+  bool bind(const statement& prepared, const std::string& arguments, const std::string& portal = {});
+  step<bool> bound(operation_ptr op, bool unnamed);
+  step<bool> rows_to_end(operation_ptr op);
   step<statement_ptr> describe(std::string sql);
   int close_surplus();
   step<bool> authenticate_scram(std::string_view mechanisms);
@@ -193,11 +214,13 @@ class session {
   struct rows_awaiter;
   struct wait_awaiter;
   struct arguments_awaiter;
+  struct credit_awaiter;
   write_turn_awaiter write_turn();           // arrival order; the writer is ours until sync() or our end
   reply_turn_awaiter reply_turn();           // joins the reply FIFO
   message_awaiter next_message();            // the next message that is no error and not asynchronous
   rows_awaiter data_rows(raw_result& sink);  // every run of DataRows
   arguments_awaiter encoded_arguments();     // from the face; nothing where refused or abandoned
+  credit_awaiter more_credit();              // or nobody wants it
   wait_awaiter next_slice();                 // lets pump() return in the middle of a long computation
   wait_awaiter end_of_stream();              // the peer has closed
 
@@ -229,7 +252,9 @@ class session {
   bool may_drain() const;
   bool pull();       // the head's next message into message_; false where bytes run out or an error has come
   bool pull_rows();  // all DataRows at hand; true where something else follows
-  bool drain();      // to the head's ReadyForQuery; true once it is finished
+  void count_rows(const exchange_promise& p, std::size_t before);
+  bool has_credit(const exchange_promise& p) const;
+  bool drain();  // to the head's ReadyForQuery; true once it is finished
   bool next(wire::message& got);
   bool asynchronous(const wire::message& got);
   void keep_notice(const wire::message& got);
@@ -322,6 +347,13 @@ struct session::rows_awaiter {
   bool await_ready();
   void await_suspend(std::coroutine_handle<> frame);
   void await_resume() const;
+};
+
+struct session::credit_awaiter {
+  session& owner;
+  bool await_ready() const;
+  void await_suspend(std::coroutine_handle<> frame);
+  void await_resume() const {}
 };
 
 struct session::wait_awaiter {

@@ -299,6 +299,7 @@ int register_connection(PyObject* module) {
   static std::vector<PyMethodDef> all;
   for (const auto* each = methods; each->ml_name != nullptr; ++each) all.push_back(*each);
   for (const auto* each = loop_methods; each->ml_name != nullptr; ++each) all.push_back(*each);
+  for (const auto* each = stream_methods; each->ml_name != nullptr; ++each) all.push_back(*each);
   for (const auto* each = observing_methods; each->ml_name != nullptr; ++each) all.push_back(*each);
   all.push_back({});
   PyType_Slot slots[] = {{Py_tp_new, slot(make)},

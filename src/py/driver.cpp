@@ -161,7 +161,8 @@ bool encode(const core::statement& statement, PyObject* arguments, std::string& 
   return encode_arguments(statement, &PyTuple_GET_ITEM(arguments, 0), PyTuple_GET_SIZE(arguments), out);
 }
 
-PyObject* start_described(driver_object* driver, PyObject* sql, PyObject* arguments, core::statement_ptr statement) {
+PyObject* start_described(driver_object* driver, PyObject* sql, PyObject* arguments, core::statement_ptr statement,
+                          request_begin& how) {
   std::string encoded;
   auto* ahead = std::exchange(driver->ahead, nullptr);  // not for what encoding may start
   if (!encode(*statement, arguments, encoded)) {
@@ -172,19 +173,31 @@ PyObject* start_described(driver_object* driver, PyObject* sql, PyObject* argume
   if (!may_start_request(driver)) return nullptr;  // encoding may have run a caller's code
   return start_opening(driver, sql, [&](operation_object* handle, core::preamble first) {
     handle->arguments = Py_NewRef(arguments);  // its statement may have to be prepared again
-    return driver->session->start_execute(std::move(statement), std::move(encoded), std::move(first));
+    return how.described(*driver->session, std::move(statement), std::move(encoded), std::move(first));
   });
 }
 
-PyObject* start_undescribed(driver_object* driver, PyObject* sql, PyObject* arguments, std::string_view text) {
+PyObject* start_undescribed(driver_object* driver, PyObject* sql, PyObject* arguments, std::string_view text,
+                            request_begin& how) {
   auto context = ref::steal(PyContext_CopyCurrent());
   if (!context) return nullptr;
   return start_opening(driver, sql, [&](operation_object* handle, core::preamble first) {
     handle->arguments = Py_NewRef(arguments);
     handle->context = context.release();
-    return driver->session->start_execute(std::string(text), std::move(first));
+    return how.undescribed(*driver->session, std::string(text), std::move(first));
   });
 }
+
+class begin_execute final : public request_begin {
+ public:
+  core::operation_ptr described(core::session& session, core::statement_ptr statement, std::string arguments,
+                                core::preamble first) override {
+    return session.start_execute(std::move(statement), std::move(arguments), std::move(first));
+  }
+  core::operation_ptr undescribed(core::session& session, std::string sql, core::preamble first) override {
+    return session.start_execute(std::move(sql), std::move(first));
+  }
+};
 
 // Encodes one request's arguments in its own context; what that raises becomes its outcome. Where they were encoded
 // before, at the start, that context is known by who awaits it.
@@ -234,25 +247,31 @@ PyObject* start_connect(driver_object* driver) {
   return started;
 }
 
-static PyObject* execute_text(driver_object* driver, PyObject* sql, PyObject* arguments, std::string_view text) {
+static PyObject* start_with_text(driver_object* driver, PyObject* sql, PyObject* arguments, std::string_view text,
+                                 request_begin& how) {
   if (auto known = driver->session->find_statement(text))
-    return start_described(driver, sql, arguments, std::move(known));
-  return start_undescribed(driver, sql, arguments, text);
+    return start_described(driver, sql, arguments, std::move(known), how);
+  return start_undescribed(driver, sql, arguments, text, how);
 }
 
-static PyObject* execute(driver_object* driver, PyObject* sql, PyObject* arguments) {
+PyObject* start_with_arguments(driver_object* driver, PyObject* sql, PyObject* arguments, request_begin& how) {
   if (!check_arguments(arguments)) return nullptr;
   if (is_prepared(sql)) {
     if (!may_start_request(driver)) return nullptr;
     const auto& prepared = reinterpret_cast<prepared_object*>(sql)->statement;
     if (!driver->session->owns(*prepared))
       return raise_interface_error("the statement was prepared on another connection: prepare it on this one");
-    if (!prepared->stale) return start_described(driver, sql, arguments, prepared);
-    return execute_text(driver, sql, arguments, prepared->sql);
+    if (!prepared->stale) return start_described(driver, sql, arguments, prepared, how);
+    return start_with_text(driver, sql, arguments, prepared->sql, how);
   }
   std::string_view text;
   if (!read_sql(sql, text) || !may_start_request(driver)) return nullptr;
-  return execute_text(driver, sql, arguments, text);
+  return start_with_text(driver, sql, arguments, text, how);
+}
+
+PyObject* start_without_arguments(driver_object* driver, PyObject* sql, plain_begin begin) {
+  if (!may_start_request(driver)) return nullptr;
+  return start(driver, sql, [&](operation_object*) { return begin(*driver->session); });
 }
 
 PyObject* start_execute(driver_object* driver, PyObject* const* given, Py_ssize_t count) {
@@ -265,7 +284,8 @@ PyObject* start_execute(driver_object* driver, PyObject* const* given, Py_ssize_
   if (want < 0 || want > static_cast<long>(wanted::value))
     return raise_interface_error("want must be RESULT, ROWS, ROW or VALUE, not " + std::to_string(want));
   const auto arguments = count < 2 ? ref::steal(PyTuple_New(0)) : ref::borrow(given[1]);
-  auto* started = arguments ? execute(driver, given[0], arguments.get()) : nullptr;
+  begin_execute how;
+  auto* started = arguments ? start_with_arguments(driver, given[0], arguments.get(), how) : nullptr;
   if (started != nullptr) reinterpret_cast<operation_object*>(started)->want = static_cast<wanted>(want);
   return started;
 }

@@ -6,7 +6,9 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
+#include <string>
 
 #include "core/session.hpp"
 #include "py/ref.hpp"
@@ -43,6 +45,24 @@ void watch_forks();
 
 // False, with InterfaceError set, in the child of a fork.
 bool check_process(const driver_object* driver);
+
+// What a request that has arguments begins with in the core: its description and they, or its text alone.
+class request_begin {
+ public:
+  virtual core::operation_ptr described(core::session& session, core::statement_ptr statement, std::string arguments,
+                                        core::preamble first) = 0;
+  virtual core::operation_ptr undescribed(core::session& session, std::string sql, core::preamble first) = 0;
+
+ protected:
+  ~request_begin() = default;
+};
+
+// Starts it. `sql` is a str or a PreparedStatement, `arguments` a tuple. New reference; null with an exception set.
+PyObject* start_with_arguments(driver_object* driver, PyObject* sql, PyObject* arguments, request_begin& begin);
+
+// Starts what has none, `sql` being what it is called.
+using plain_begin = const std::function<core::operation_ptr(core::session&)>&;
+PyObject* start_without_arguments(driver_object* driver, PyObject* sql, plain_begin begin);
 
 // Requests. New references to Operations; null with an exception set, nothing queued.
 PyObject* start_connect(driver_object* driver);

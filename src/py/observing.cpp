@@ -29,7 +29,17 @@ ref sql_of(PyObject* sql) {
 
 bool is_request(const core::operation& op) {
   using kind = enum core::operation::kind;
-  return op.kind == kind::execute || op.kind == kind::prepare || op.kind == kind::script || op.kind == kind::command;
+  switch (op.kind) {
+    case kind::execute:
+    case kind::prepare:
+    case kind::script:
+    case kind::command:
+    case kind::stream:
+    case kind::fetch:
+      return true;
+    default:
+      return false;
+  }
 }
 
 observation* of(const core::operation_ptr& op) {

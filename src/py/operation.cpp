@@ -1,5 +1,7 @@
 #include "py/operation.hpp"
 
+#include <vector>
+
 #include "py/awaitable.hpp"
 #include "py/codecs/codecs.hpp"
 #include "py/errors.hpp"
@@ -51,6 +53,11 @@ PyObject* build_result(operation_object* self) {
       return prepared_new(op.statement);
     case kind::command:
       return decoded(op.results.empty() ? std::string_view() : std::string_view(op.results.back().tag)).release();
+    case kind::stream:
+      return decoded(op.results.empty() ? std::string_view() : std::string_view(op.results.front().tag)).release();
+    case kind::fetch:
+      return PyBool_FromLong(op.portal->suspended);
+    case kind::close_portal:
     case kind::connect:
     case kind::close:
     case kind::cancel:
@@ -165,6 +172,7 @@ void dealloc(PyObject* object) {
     if (self->next != nullptr) self->next->previous = self->previous;
   }
   clear(object);
+  forget_rows(self);
   if (self->op && self->op->owner == self) self->op->owner = nullptr;
   std::destroy_at(&self->op);
   auto* type = Py_TYPE(object);
@@ -193,7 +201,7 @@ PyGetSetDef properties[] = {
 PyType_Slot slots[] = {{Py_tp_dealloc, slot(dealloc)},
                        {Py_tp_traverse, slot(traverse)},
                        {Py_tp_clear, slot(clear)},
-                       {Py_tp_methods, methods},
+                       {Py_tp_methods, nullptr},  // register_operation() has them
                        {Py_tp_getset, properties},
                        {Py_tp_doc, const_cast<char*>("One request, from start to outcome.")},
                        {0, nullptr}};
@@ -270,7 +278,9 @@ void abandon(operation_object* handle, PyObject* error) {
     driver->unflushed = true;
   }
   forget_arguments(handle);
+  forget_rows(handle);
   Py_CLEAR(handle->gathered);
+  Py_CLEAR(handle->on_stir);
 }
 
 void gather(operation_object* handle) {
@@ -319,6 +329,12 @@ PyObject* operation_result(operation_object* handle) {
 }
 
 int register_operation(PyObject* module) {
+  static std::vector<PyMethodDef> all;
+  for (const auto* table : {methods, row_methods})
+    for (const auto* each = table; each->ml_name != nullptr; ++each) all.push_back(*each);
+  all.push_back({});
+  for (auto& each : slots)
+    if (each.slot == Py_tp_methods) each.pfunc = all.data();
   the_operation_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
   return the_operation_type == nullptr ? -1 : PyModule_AddType(module, the_operation_type);
 }

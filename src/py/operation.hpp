@@ -7,6 +7,7 @@
 
 namespace pgpoll::py {
 
+class row_feed;
 struct waiter_object;
 struct observation;
 
@@ -27,6 +28,7 @@ struct operation_object {
   PyObject* error;      // cached; or what encoding raised
   PyObject* on_stir;    // called when a channel has stirred, or an operation without a waiter is done
   waiter_object* waiter;
+  row_feed* feed;         // owned; rows of a stream or a fetch that were taken from the core; null where there are none
   observation* observed;  // owned; null where nobody observes, or its record was made
   wanted want;
   bool kept;  // the driver holds a reference: in flight, or finished and not taken
@@ -35,6 +37,11 @@ struct operation_object {
 struct prepared_object {
   PyObject_HEAD core::statement_ptr statement;
 };
+
+// Of operations that give their rows in parts (stream.cpp).
+void forget_rows(operation_object* handle);
+extern PyMethodDef row_methods[];     // take_rows, grant
+extern PyMethodDef stream_methods[];  // start_stream and the like: of a driver
 
 int register_operation(PyObject* module);
 int register_prepared(PyObject* module);

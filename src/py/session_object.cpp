@@ -1,9 +1,11 @@
 #include "py/session_object.hpp"
 
 #include <cstring>
+#include <vector>
 
 #include "py/driver.hpp"
 #include "py/errors.hpp"
+#include "py/operation.hpp"
 #include "py/settings.hpp"
 
 namespace pgpoll::py {
@@ -247,7 +249,7 @@ PyType_Slot slots[] = {{Py_tp_new, slot(make)},
                        {Py_tp_dealloc, slot(dealloc)},
                        {Py_tp_traverse, slot(traverse)},
                        {Py_tp_clear, slot(clear)},
-                       {Py_tp_methods, methods},
+                       {Py_tp_methods, nullptr},  // register_session() has them
                        {Py_tp_getset, properties},
                        {Py_tp_doc, const_cast<char*>("The conversation without a socket; every request pipelines.")},
                        {0, nullptr}};
@@ -258,6 +260,12 @@ PyType_Spec spec = {"pgpoll.core.Session", sizeof(session_object), 0,
 }  // namespace
 
 int register_session(PyObject* module) {
+  static std::vector<PyMethodDef> all;
+  for (const auto* table : {methods, stream_methods})
+    for (const auto* each = table; each->ml_name != nullptr; ++each) all.push_back(*each);
+  all.push_back({});
+  for (auto& each : slots)
+    if (each.slot == Py_tp_methods) each.pfunc = all.data();
   auto* type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
   return type == nullptr ? -1 : PyModule_AddType(module, type);
 }

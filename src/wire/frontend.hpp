@@ -72,16 +72,18 @@ class frontend {
     return end(at);
   }
 
-  frontend& describe_portal() { return named('D', 'P', {}); }
+  frontend& describe_portal(std::string_view portal = {}) { return named('D', 'P', portal); }
   frontend& describe_statement(std::string_view name) { return named('D', 'S', name); }
   frontend& close_statement(std::string_view name) { return named('C', 'S', name); }
+  frontend& close_portal(std::string_view name) { return named('C', 'P', name); }
 
   // `arguments` is the section from the parameter format codes to the last value; `formats` are the results'.
   template <typename Columns>
-  frontend& bind(std::string_view statement, std::string_view arguments, const Columns& columns) {
-    check(statement.size() + arguments.size() + 8 + 2 * columns.size());
+  frontend& bind(std::string_view statement, std::string_view arguments, const Columns& columns,
+                 std::string_view portal = {}) {
+    check(portal.size() + statement.size() + arguments.size() + 8 + 2 * columns.size());
     auto at = begin('B');
-    out_.push_back('\0');  // the unnamed portal
+    append_string(out_, portal);
     append_string(out_, statement);
     out_.append(arguments);
     append_uint16(out_, static_cast<std::uint16_t>(columns.size()));
@@ -89,11 +91,11 @@ class frontend {
     return end(at);
   }
 
-  // No row limit: a limit forbids parallel plans.
-  frontend& execute() {
+  // A row limit forbids parallel plans; 0 is none.
+  frontend& execute(std::string_view portal = {}, std::uint32_t limit = 0) {
     auto at = begin('E');
-    out_.push_back('\0');
-    append_uint32(out_, 0);
+    append_string(out_, portal);
+    append_uint32(out_, limit);
     return end(at);
   }
 

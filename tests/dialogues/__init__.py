@@ -1,6 +1,6 @@
 """Recorded dialogues, by what they are about."""
 
-from dialogues import abandon, asynchronous, begin, copy, ending, execute, failing, listening, recovery, startup
+from dialogues import abandon, asynchronous, begin, copy, ending, execute, failing, listening, recovery, startup, stream
 from dialogues.registry import DIALOGUES
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "listening",
     "recovery",
     "startup",
+    "stream",
 ]

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from pgpoll import errors
 from pgpoll.errors import (
+    BatchRolledBack,
+    BatchSkipped,
     BusyError,
     CommitUnknown,
     ConnectionLost,
@@ -39,11 +41,15 @@ if TYPE_CHECKING:
     from pgpoll import conninfo, core, sync
     from pgpoll._observing import Notice, RequestRecord
     from pgpoll._values import Interval, RawJson
-    from pgpoll.connection import Connection, Transaction, connect
+    from pgpoll.connection import Batch, BatchItem, Connection, Transaction, connect
     from pgpoll.core import Column, Record, Result
     from pgpoll.statement import Statement
 
 __all__ = [
+    "Batch",
+    "BatchItem",
+    "BatchRolledBack",
+    "BatchSkipped",
     "BusyError",
     "Column",
     "CommitUnknown",
@@ -77,6 +83,8 @@ __all__ = [
 
 _MODULES = frozenset(("conninfo", "core", "sync"))
 _HOMES = {
+    "Batch": "connection",
+    "BatchItem": "connection",
     "Column": "core",
     "Connection": "connection",
     "Interval": "_values",

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import core, errors
 from pgpoll._blocks import Blocks
-from pgpoll._flows import END, Flow, Item, Lookup, News, Step, resolve
+from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Step, resolve
 from pgpoll._observing import SLICE_SECONDS as NOTICES_SECONDS
 from pgpoll._observing import InLine, Notices, Observers, RequestRecord
 from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS
@@ -150,8 +150,16 @@ class Driver:
             except StopIteration as stop:
                 result: T = stop.value
                 return result
+            except BaseException:
+                self._cancel_left()
+                raise
             finally:
                 self._settle()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """What `function` gives, which uses the connection and neither drives nor waits."""
+        with _Held(self, None, None):
+            return function()
 
     def control(self, block: Block, via: Block | None, *, commit: bool = False) -> Control:
         """A block's start or end, as the current thread's."""
@@ -213,10 +221,10 @@ class Driver:
                 self._grant_wish()
                 self._settle()
             return None
-        assert isinstance(step, Item)
+        assert isinstance(step, (Item, Call))
         self.mutex.release()  # a caller's code may take its time
         try:
-            return next(step.source, END)
+            return step.function() if isinstance(step, Call) else next(step.source, END)
         finally:
             self.mutex.acquire()
 
@@ -330,6 +338,13 @@ class Driver:
         operation.abandon()
         if self._cancel is None and not self.core.closed and self.core.cancel_wanted() == core.NOW:
             self._cancel_abandoned()
+
+    def _cancel_left(self) -> None:
+        """Send what ends a channel that was given up, and cancel it where it runs."""
+        if not self.core.closed:
+            self.core.flush()
+            if self._cancel is None and self.core.cancel_wanted() == core.NOW:
+                self._cancel_abandoned()
 
     def _cancel_abandoned(self) -> None:
         self._abandoned = 0, 0.0

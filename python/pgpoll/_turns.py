@@ -49,7 +49,7 @@ class Block:
 
     __slots__ = (
         *("begin", "channel", "operation", "options", "outcome", "owner", "owner_name", "savepoint", "state"),
-        *("warned", "where"),
+        *("stays", "warned", "where"),
     )
 
     def __init__(self, begin: str, where: str, channel: str = "") -> None:
@@ -63,6 +63,7 @@ class Block:
         self.owner: object | None = None  # the task or thread that entered it
         self.owner_name = ""
         self.savepoint = ""  # its name; empty for the outermost
+        self.stays = False  # a channel: until it is released, also where its operation is done
         self.warned = False
 
     def carry(self) -> None:

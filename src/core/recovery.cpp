@@ -13,7 +13,7 @@ namespace {
 
 bool cancellable(const operation& op) {
   return op.kind == operation::kind::execute || op.kind == operation::kind::prepare ||
-         op.kind == operation::kind::script;
+         op.kind == operation::kind::script || op.kind == operation::kind::batch;
 }
 
 }  // namespace
@@ -81,8 +81,9 @@ void session::note_dropped(exchange_promise& p, const server_message& error) {
   const auto code = error.field('C');
   const bool stored = p.describing && (p.parsed || code == query_canceled);  // perhaps, and never described
   if (stored || code == duplicate_prepared_statement) names_may_exist_ = true;
-  const auto& used = p.op->statement;
-  if (p.op->kind == operation::kind::execute && !p.bound && used && is_dropped(code, *used)) forget(*used);
+  const auto& used = p.op->batch ? p.op->batch->reading : p.op->statement;
+  const bool executes = p.op->kind == operation::kind::execute || (p.op->batch && !p.describing);
+  if (executes && !p.bound && used && is_dropped(code, *used)) forget(*used);
 }
 
 // Whether a second attempt behind it runs where the first one did: outside of a transaction, and before the end.

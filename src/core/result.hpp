@@ -125,6 +125,7 @@ struct raw_result {
   columns_ptr columns;  // null where the statement returns no rows
   row_store rows;
   std::string tag;
+  bool none = false;  // nothing was executed: no row was affected
 };
 
 // The fields of an ErrorResponse or NoticeResponse (protocol manual, section 54.8).
@@ -160,9 +161,10 @@ using failure_ptr = std::shared_ptr<const failure>;
 
 // One request as its caller sees it. It outlives its exchange.
 struct exchange_promise;
+struct batch_state;
 
 struct operation {
-  enum class kind { connect, execute, prepare, script, command, close, cancel, drain };
+  enum class kind { connect, execute, prepare, script, command, batch, close, cancel, drain };
   enum class state { pending, succeeded, failed, cancelled };
 
   kind kind = kind::execute;
@@ -174,7 +176,8 @@ struct operation {
   bool full = false;        // a channel: it holds what it may, so that nothing more is read
   std::string sql;          // as it was given; empty where a statement was
   statement_ptr statement;  // execute and prepare: the description
-  std::vector<raw_result> results;       // execute: one; script: one a statement
+  std::vector<raw_result> results;       // execute: one; script: one a statement; batch: one an item
+  std::shared_ptr<batch_state> batch;    // of a batch
   std::uint64_t reply_bytes = 0;         // so far, whole messages; asynchronous ones are not of the reply
   failure_ptr error;                     // where failed
   void* owner = nullptr;                 // the face's handle; the core never looks at it

@@ -203,6 +203,8 @@ PyMethodDef methods[] = {
     {"start_prepare", start_sql<start_prepare>, METH_O, nullptr},
     {"start_script", start_sql<start_script>, METH_O, nullptr},
     {"start_command", start_sql<start_command>, METH_O, nullptr},
+    {"start_batch", start_plain<start_batch>, METH_NOARGS, nullptr},
+    {"start_executemany", start_sql<start_executemany>, METH_O, nullptr},
     {"start_close", start_plain<start_close>, METH_NOARGS, nullptr},
     {"receive", receive, METH_VARARGS, "Takes bytes of the server, and pumps."},
     {"eof", eof, METH_NOARGS, "The server has closed its side."},

@@ -90,9 +90,9 @@ class frontend {
   }
 
   // No row limit: a limit forbids parallel plans.
-  frontend& execute() {
+  frontend& execute(std::string_view portal = {}) {
     auto at = begin('E');
-    out_.push_back('\0');
+    append_string(out_, portal);
     append_uint32(out_, 0);
     return end(at);
   }

@@ -1,6 +1,17 @@
 """Recorded dialogues, by what they are about."""
 
-from dialogues import abandon, asynchronous, copy, ending, execute, failing, recovery, startup
+from dialogues import abandon, asynchronous, batches, copy, ending, execute, failing, recovery, startup
 from dialogues.registry import DIALOGUES
 
-__all__ = ["DIALOGUES", "abandon", "asynchronous", "copy", "ending", "execute", "failing", "recovery", "startup"]
+__all__ = [
+    "DIALOGUES",
+    "abandon",
+    "asynchronous",
+    "batches",
+    "copy",
+    "ending",
+    "execute",
+    "failing",
+    "recovery",
+    "startup",
+]

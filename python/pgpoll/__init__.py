@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from pgpoll import errors
 from pgpoll.errors import (
+    BatchRolledBack,
+    BatchSkipped,
     BusyError,
     CommitUnknown,
     ConnectionLost,
@@ -41,12 +43,16 @@ if TYPE_CHECKING:
     from pgpoll._listening import Notification
     from pgpoll._observing import Notice, RequestRecord
     from pgpoll._values import Interval, RawJson
-    from pgpoll.connection import Connection, Listener, Transaction, connect
+    from pgpoll.connection import Batch, BatchItem, Connection, Listener, Transaction, connect
     from pgpoll.core import Column, Record, Result
     from pgpoll.statement import Statement
     from pgpoll.stream import Stream
 
 __all__ = [
+    "Batch",
+    "BatchItem",
+    "BatchRolledBack",
+    "BatchSkipped",
     "BusyError",
     "Column",
     "CommitUnknown",
@@ -84,6 +90,8 @@ __all__ = [
 
 _MODULES = frozenset(("conninfo", "core", "sync"))
 _HOMES = {
+    "Batch": "connection",
+    "BatchItem": "connection",
     "Column": "core",
     "Connection": "connection",
     "Interval": "_values",

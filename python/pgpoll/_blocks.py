@@ -203,7 +203,9 @@ class Blocks:
 
     def settle(self) -> None:
         """The channel that has just ended owns nothing any more, whether its owner knows it or not."""
-        if self.stack and (channel := self.stack[-1].operation) is not None and channel.done():
+        if not self.stack or self.stack[-1].stays:
+            return
+        if (channel := self.stack[-1].operation) is not None and channel.done():
             self._end(self.stack[-1], "ended")
             self._advance()
 

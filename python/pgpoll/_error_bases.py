@@ -27,6 +27,8 @@ class Error(Exception):
 
     safe_to_retry: bool = False
     """True: no byte of the request had left, so the server cannot have acted on it."""
+    item: int | None = None
+    """Of a batch or an executemany: the item whose error it is, counted from 0."""
 
 
 class InterfaceError(Error):

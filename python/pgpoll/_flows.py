@@ -1,8 +1,9 @@
 """The multi-step verbs, written once: generators that yield what they wait for, and are run by both faces.
 
 A flow yields a Lookup (getaddrinfo's answer comes back), a Control (it is decided), a Turn that was told to `Blocks.go`
-(its operation has been started), News (see there) or an Item (comes back); where that fails its error is raised at the
-yield. Where the waiting ends early - the task is cancelled, a timeout runs out, Ctrl-C - the face throws that in there.
+(its operation has been started), News (see there), an Item or a Call (comes back); where that fails its error is raised
+at the yield. Where the waiting ends early - the task is cancelled, a timeout runs out, Ctrl-C - the face throws that in
+there.
 
     resolve       options with names -> options with addresses
     started       a request's operation, when it was its turn
@@ -49,10 +50,16 @@ class Item(NamedTuple):
     source: Any
 
 
+class Call(NamedTuple):
+    """What this gives, which runs a caller's code and may take its time."""
+
+    function: Callable[[], Any]
+
+
 END: Any = object()
 
 
-Step: TypeAlias = "Lookup | Control | Turn | News | Item"
+Step: TypeAlias = "Lookup | Control | Turn | News | Item | Call"
 Flow: TypeAlias = Generator[Step, Any, T]
 
 

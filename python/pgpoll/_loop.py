@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import conninfo, core, errors
 from pgpoll._blocks import Blocks
-from pgpoll._flows import END, Flow, Item, Lookup, News, Step, resolve
+from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Step, resolve
 from pgpoll._listening import Listening, Mailbox
 from pgpoll._observing import SLICE_SECONDS, InLine, Notices, Observers, RequestRecord
 from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS, CancelRequest, Registration
@@ -262,6 +262,8 @@ class Driver:
             if hasattr(step.source, "__anext__"):
                 return await anext(step.source, END)
             return next(step.source, END)
+        if isinstance(step, Call):
+            return step.function()
         return await _look_up(step)
 
     async def _news_of(self, operation: core.Operation[Any], expiry: _Expiry | None) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import core, errors
 from pgpoll._blocks import Blocks
-from pgpoll._flows import END, Flow, Item, Lookup, News, Step, entered, resolve
+from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Step, entered, resolve
 from pgpoll._listening import LEFT, Listening, Mailbox
 from pgpoll._observing import SLICE_SECONDS as NOTICES_SECONDS
 from pgpoll._observing import InLine, Notices, Observers, RequestRecord
@@ -168,6 +168,9 @@ class Driver:
             except StopIteration as stop:
                 result: T = stop.value
                 return result
+            except BaseException:
+                self._cancel_left()
+                raise
             finally:
                 self._settle()
 
@@ -179,6 +182,11 @@ class Driver:
     def who() -> object:
         """Who owns blocks: the current thread."""
         return threading.current_thread()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """What `function` gives, which uses the connection and neither drives nor waits."""
+        with _Held(self, None, None):
+            return function()
 
     def control(self, block: Block, via: Block | None, *, commit: bool = False, prepare: str = "") -> Control:
         """A block's start or end, as the current thread's."""
@@ -262,10 +270,10 @@ class Driver:
                 self._grant_wish()
                 self._settle()
             return None
-        assert isinstance(step, Item)
+        assert isinstance(step, (Item, Call))
         self.mutex.release()  # a caller's code may take its time
         try:
-            return next(step.source, END)
+            return step.function() if isinstance(step, Call) else next(step.source, END)
         finally:
             self.mutex.acquire()
 
@@ -424,6 +432,13 @@ class Driver:
         operation.abandon()
         if self._cancel is None and not self.core.closed and self.core.cancel_wanted() == core.NOW:
             self._cancel_abandoned()
+
+    def _cancel_left(self) -> None:
+        """Send what ends a channel that was given up, and cancel it where it runs."""
+        if not self.core.closed:
+            self.core.flush()
+            if self._cancel is None and self.core.cancel_wanted() == core.NOW:
+                self._cancel_abandoned()
 
     def _cancel_abandoned(self, seconds: float = INTERRUPT_SECONDS) -> None:
         self._abandoned = 0, 0.0

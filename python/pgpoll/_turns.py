@@ -52,7 +52,7 @@ class Block:
 
     __slots__ = (
         *("begin", "begun", "channel", "error", "lazy", "operation", "options", "outcome", "owner", "owner_name"),
-        *("savepoint", "state", "warned", "where"),
+        *("savepoint", "state", "stays", "warned", "where"),
     )
 
     def __init__(self, begin: str, where: str, channel: str = "") -> None:
@@ -69,6 +69,7 @@ class Block:
         self.owner: object | None = None  # the task or thread that entered it
         self.owner_name = ""
         self.savepoint = ""  # its name; empty for the outermost
+        self.stays = False  # a channel: until it is released, also where its operation is done
         self.warned = False
 
     def carry(self) -> None:

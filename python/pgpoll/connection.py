@@ -20,7 +20,7 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pgpoll import _flows, _loop, _two_phase
+from pgpoll import _batches, _flows, _loop, _two_phase
 from pgpoll._facts import Facts
 from pgpoll._listening import LEFT, NEW, Listens, Notification
 from pgpoll._observing import Observers
@@ -31,7 +31,7 @@ from pgpoll.statement import Statement
 from pgpoll.stream import PREFETCH, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator, Sequence
+    from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Sequence
     from types import TracebackType
 
     from pgpoll import core
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["Connection", "Listener", "Transaction", "connect"]
+__all__ = ["Batch", "BatchItem", "Connection", "Listener", "Transaction", "connect"]
 
 
 class Verbs(Facts):
@@ -88,6 +88,38 @@ class Verbs(Facts):
         they say otherwise. `timeout` is in seconds.
         """
         return await self._driver.request(partial(self._core.start_script, sql), self._via, timeout, sql)
+
+    async def executemany(
+        self,
+        sql: str,
+        rows: Iterable[Sequence[Any]] | AsyncIterable[Sequence[Any]],
+        /,
+        *,
+        timeout: float | None = None,
+        on_progress: Callable[[int], object] | None = None,
+    ) -> core.Result:
+        """Run one statement for each of `rows`, all or none of it: a Result of all rows and their number together.
+
+        A row is a tuple, a list or a Record with the values of `$1`, `$2`, ... `rows` is any iterable, also an
+        asynchronous one; it is read as the server takes it, never as a whole. Where it raises, a row doesn't fit, the
+        server refuses one or the task is cancelled, nothing lasts: inside of a transaction that is failed then, and
+        elsewhere rolled back. The error's `item` is the row's number, counted from 0.
+
+        The Result has the rows in order where the statement has RETURNING, the tag of the whole ("INSERT 0 1000"), and
+        its rowcount. Without rows it has rowcount 0, and nothing is sent, nor checked.
+
+        `on_progress` is called, not awaited, with how many rows the server has taken; what it raises ends all.
+        `timeout` is in seconds. Other requests wait; those of the same task, in `rows`, raise InterfaceError.
+        """
+        driver = self._driver
+        hold = driver.hold("batch", partial(self._core.start_executemany, sql), self._via, caller())
+        hold.block.owner_name = driver.task_name()
+        flow = _batches.executemany(driver.blocks, hold, rows, self._core.flush, on_progress)
+        return await driver.run(flow, timeout)
+
+    def batch(self) -> Batch:
+        """Many requests in one flight, all or none of them: `async with conn.batch() as batch`. See Batch."""
+        return Batch(self, caller())
 
     async def prepare(self, sql: str, /, *, timeout: float | None = None) -> Statement:
         """Prepare one statement: its parameters' and columns' types, and verbs to run it. `timeout` is in seconds."""
@@ -386,6 +418,96 @@ class Listener(Listens):
         box = getattr(self, "_box", None)  # unset where __init__ failed
         if box is not None and box.state is not NEW and box.state is not LEFT:
             self._parent._driver.dismiss(box, at_once=False)
+
+
+class BatchItem(_batches.BatchItem[T]):
+    """One request of a Batch. Await it, once the block has been left: what the verb gives, or its error.
+
+    While the block is open that raises InterfaceError. `number` is its place in the batch, counted from 0.
+    """
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        yield from ()  # it is there already
+        return self.result()
+
+
+class Batch(_batches.Batch):
+    """Many requests under one Sync: the handle that `async with conn.batch() as batch` gives.
+
+        async with conn.batch() as batch:
+            one = batch.execute("insert into t values ($1)", 1)
+            total = batch.fetchval("select count(*) from t")
+        print(await total)
+
+    The verbs are those of the connection, without await and without a timeout: each gives a BatchItem. They are sent
+    as they are made, in order, in bounded windows; the server runs them as one transaction. What is wrong with the
+    arguments of a statement that is known raises at once, and leaves the batch as it was.
+
+    Leaving the block waits for the answers, and raises the first error, whose `item` says of which. That item has the
+    same error, those before it BatchRolledBack, those behind it BatchSkipped. Inside of a transaction that is failed
+    then, as by any error: a `transaction()` around the batch keeps what came before. A block that is left by an
+    exception, or cancelled, is broken: nothing of it lasts.
+
+    The connection is the batch's meanwhile: its other requests raise InterfaceError, those of other tasks wait. COPY
+    is refused, and what commits or begins a transaction by hand ends the promise of all or none.
+    """
+
+    __slots__ = ("_driver", "_verbs", "_where")
+
+    def __init__(self, verbs: Verbs, where: str) -> None:
+        super().__init__()
+        self._verbs = verbs  # also keeps the connection
+        self._driver = verbs._driver
+        self._where = where
+
+    def execute(self, sql: str, /, *args: Any) -> BatchItem[core.Result]:
+        """See Connection.execute."""
+        return self._add(sql, args, RESULT)
+
+    def fetch(self, sql: str, /, *args: Any) -> BatchItem[list[core.Record]]:
+        """See Connection.fetch."""
+        return self._add(sql, args, ROWS)
+
+    def fetchrow(self, sql: str, /, *args: Any) -> BatchItem[core.Record | None]:
+        """See Connection.fetchrow."""
+        return self._add(sql, args, ROW)
+
+    def fetchval(self, sql: str, /, *args: Any) -> BatchItem[Any]:
+        """See Connection.fetchval."""
+        return self._add(sql, args, VALUE)
+
+    def _add(self, sql: str, args: tuple[Any, ...], want: core.Want[T]) -> BatchItem[T]:
+        self._driver.check_loop()
+        item = BatchItem(self, self._number(sql, args), want)
+        self._driver.flush()
+        return item
+
+    async def __aenter__(self) -> Batch:
+        driver = self._driver
+        driver.check_loop()
+        hold = self._enter(driver.hold("batch", driver.core.start_batch, self._verbs._via, self._where))
+        hold.block.owner_name = driver.task_name()
+        self._opened(await driver.run(_flows.started(driver.blocks, hold)))
+        hold.block.carry()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        driver, hold = self._driver, self._hold
+        assert hold is not None
+        hold.block.drop()
+        if error is None:
+            await driver.run(_batches.leave(self, driver.blocks, driver.core.flush))
+        else:
+            self._break(error)
+            driver.doom(hold.block)
+
+    def __del__(self) -> None:
+        if getattr(self, "_state", None) is _batches.OPEN and self._hold is not None:
+            self._driver.doom(self._hold.block)
 
 
 class Connecting(Coroutine[Any, Any, Connection]):

@@ -286,6 +286,38 @@ class Operation(Generic[_T_co]):
         """Abandon it, and let it run at the server: nothing is cancelled for it."""
     def _columns(self) -> tuple[Column, ...] | None:
         """Of a stream: None before they are known, () where it returns no rows."""
+    def add(self, sql: str | PreparedStatement, args: tuple[Any, ...] = (), /) -> int:
+        """Of a batch: one more item; its number, counted from 0. Sent with the others, in order, as there is room.
+
+        Raises as start_execute() does, and the batch is what it was. Bad arguments of a statement that is not known yet
+        end the batch, and so does any error: what is added after that is skipped.
+        """
+    def feed(self, rows: Iterator[Any], /) -> bool:
+        """Of an executemany: take from `rows` as many as there is room for; True once it has no more.
+
+        A row is a tuple, a list or a Record. Nothing is taken while the operation has not stirred. Where `rows` raises,
+        or a row doesn't fit, that is raised and `failed_item` says which: abandon the operation then.
+        """
+    def end(self) -> None:
+        """Of a batch or an executemany: there is no more. Its Sync follows, and the outcome."""
+    @overload
+    def item(self, number: int, /) -> Result[Any]:
+        """Of a batch that has succeeded: what this item gave, once; `want` as in start_execute()."""
+    @overload
+    def item(self, number: int, want: Want[_T], /) -> _T: ...
+    @property
+    def failed_item(self) -> int | None:
+        """Of a batch or an executemany: the item that it failed with, counted from 0. None: it has not, or as a whole
+        (a deferred constraint, a connection that was lost)."""
+    @property
+    def items_answered(self) -> int:
+        """How many the server has executed."""
+    @property
+    def items_written(self) -> int:
+        """How many may have left."""
+    @property
+    def settled(self) -> bool:
+        """Whether the server has said how the batch ended. Where it has failed, nothing of it lasts."""
     @property
     def stirred(self) -> bool:
         """Of a channel: there is something to take, or room to feed."""
@@ -382,6 +414,13 @@ class _Driver:
         """What `start` starts, with `commands` (BEGIN, SAVEPOINT ...) in front of it under its Sync: their Operations,
         done at their CommandComplete, and its own. Where one fails all that follow do, with its error. `outermost`: it
         waits for all that may have begun a transaction, and fails, unsent, where one has. Not for a script.
+        """
+    def start_batch(self) -> Operation[None]:
+        """Many items under one Sync, all or none: add() them, end() it, and take each by item()."""
+    def start_executemany(self, sql: str, /) -> Operation[Result[Any]]:
+        """One statement for many rows, all or none: feed() them whenever it has stirred, then end() it.
+
+        Its result has all rows, and their number together. Without rows nothing is sent.
         """
     def start_close(self) -> Operation[None]:
         """Serve what was accepted, then send Terminate and wait for the end. Those who ask again get the same one."""

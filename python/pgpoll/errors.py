@@ -9,6 +9,8 @@
         |-- InternalError            InFailedSqlTransaction, ...
         |-- NotSupportedError
         |-- OperationalError         AdminShutdown, QueryCanceled, ..., and ours:
+        |   |-- BatchRolledBack
+        |   |-- BatchSkipped
         |   |-- ConnectionLost
         |   |-- CommitUnknown        (TransactionResolutionUnknown, 08007)
         |   |-- NotificationsLost
@@ -47,6 +49,8 @@ from pgpoll._sqlstate import *  # noqa: F403  (generated, with __all__)
 from pgpoll._sqlstate import BASES, CONDITIONS, ProtocolViolation, TransactionResolutionUnknown
 
 __all__ = [
+    "BatchRolledBack",
+    "BatchSkipped",
     "BusyError",
     "CommitUnknown",
     "ConnectionLost",
@@ -69,6 +73,14 @@ __all__ += _sqlstate.__all__
 
 for _each in CONDITIONS.values():
     _each.__module__ = __name__
+
+
+class BatchRolledBack(OperationalError):
+    """An item of a batch may have been executed, and nothing of it lasts: another one failed. `__cause__` says why."""
+
+
+class BatchSkipped(OperationalError):
+    """An item of a batch was not executed, because one before it had failed. `__cause__` says why."""
 
 
 class ConnectionLost(OperationalError):

@@ -22,9 +22,9 @@ from functools import partial
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from pgpoll import _two_phase, conninfo
+from pgpoll import _batches, _two_phase, conninfo
 from pgpoll._facts import Facts
-from pgpoll._flows import Flow, finish, leave, start
+from pgpoll._flows import Flow, finish, leave, start, started
 from pgpoll._listening import LEFT, NEW, Listens, Notification
 from pgpoll._observing import Observers
 from pgpoll._retrying import RETRYABLE, Attempts
@@ -35,7 +35,7 @@ from pgpoll.core import RESULT, ROW, ROWS, VALUE
 from pgpoll.statement import Described, R
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
     from pgpoll import core
@@ -43,7 +43,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["Connection", "Listener", "Statement", "Stream", "Transaction", "connect"]
+FLUSHED_ITEMS = 64  # of a batch, that leave together
+
+__all__ = ["Batch", "BatchItem", "Connection", "Listener", "Statement", "Stream", "Transaction", "connect"]
 
 
 class _Verbs(Facts):
@@ -75,6 +77,26 @@ class _Verbs(Facts):
     def executescript(self, sql: str, /, *, timeout: float | None = None) -> list[core.Result]:
         """See pgpoll.Connection.executescript."""
         return self._driver.request(partial(self._core.start_script, sql), self._via, timeout, sql)
+
+    def executemany(
+        self,
+        sql: str,
+        rows: Iterable[Sequence[Any]],
+        /,
+        *,
+        timeout: float | None = None,
+        on_progress: Callable[[int], object] | None = None,
+    ) -> core.Result:
+        """See pgpoll.Connection.executemany. `rows` is an iterable, which is read without the connection's mutex."""
+        driver = self._driver
+        hold = driver.hold("batch", partial(self._core.start_executemany, sql), self._via, caller())
+        hold.block.owner_name = f"thread {threading.current_thread().name!r}"
+        flow = _batches.executemany(driver.blocks, hold, rows, self._core.flush, on_progress)
+        return driver.run(flow, timeout)
+
+    def batch(self) -> Batch:
+        """See pgpoll.Connection.batch: `with conn.batch() as batch`."""
+        return Batch(self, caller())
 
     def prepare(self, sql: str, /, *, timeout: float | None = None) -> Statement:
         """See pgpoll.Connection.prepare."""
@@ -301,6 +323,65 @@ class Listener(Listens):
         box = getattr(self, "_box", None)  # unset where __init__ failed
         if box is not None and box.state is not NEW and box.state is not LEFT:
             self._parent._driver.dismiss(box)
+
+
+BatchItem = _batches.BatchItem
+
+
+class Batch(_batches.Batch):
+    """Many requests under one Sync, on a blocking connection. See pgpoll.Batch; items have `result()`."""
+
+    __slots__ = ("_driver", "_verbs", "_where")
+
+    def __init__(self, verbs: _Verbs, where: str) -> None:
+        super().__init__()
+        self._verbs = verbs  # also keeps the connection
+        self._driver = verbs._driver
+        self._where = where
+
+    def execute(self, sql: str, /, *args: Any) -> BatchItem[core.Result]:
+        """See pgpoll.Connection.execute."""
+        return self._add(sql, args, RESULT)
+
+    def fetch(self, sql: str, /, *args: Any) -> BatchItem[list[core.Record]]:
+        """See pgpoll.Connection.fetch."""
+        return self._add(sql, args, ROWS)
+
+    def fetchrow(self, sql: str, /, *args: Any) -> BatchItem[core.Record | None]:
+        """See pgpoll.Connection.fetchrow."""
+        return self._add(sql, args, ROW)
+
+    def fetchval(self, sql: str, /, *args: Any) -> BatchItem[Any]:
+        """See pgpoll.Connection.fetchval."""
+        return self._add(sql, args, VALUE)
+
+    def _add(self, sql: str, args: tuple[Any, ...], want: core.Want[T]) -> BatchItem[T]:
+        number = self._driver.call(partial(self._number, sql, args))
+        if number % FLUSHED_ITEMS == FLUSHED_ITEMS - 1:
+            self._driver.call(self._driver.core.flush)
+        return BatchItem(self, number, want)
+
+    def __enter__(self) -> Batch:
+        driver = self._driver
+        hold = self._enter(driver.hold("batch", driver.core.start_batch, self._verbs._via, self._where))
+        hold.block.owner_name = f"thread {threading.current_thread().name!r}"
+        self._opened(driver.run(started(driver.blocks, hold)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        driver, hold = self._driver, self._hold
+        assert hold is not None
+        if error is None:
+            driver.run(_batches.leave(self, driver.blocks, driver.core.flush))
+        else:
+            self._break(error)
+            driver.doom(hold.block)
+
+    def __del__(self) -> None:
+        if getattr(self, "_state", None) is _batches.OPEN and self._hold is not None:
+            self._driver.doom(self._hold.block)
 
 
 class Statement(Described[R]):

@@ -21,7 +21,18 @@ namespace pgpoll::core {
 
 class session;
 
-enum class waiting { nothing, write_turn, reply_turn, message, rows, arguments, computing, credit, end_of_stream };
+enum class waiting {
+  nothing,
+  write_turn,
+  reply_turn,
+  message,
+  rows,
+  arguments,
+  items,
+  computing,
+  credit,
+  end_of_stream
+};
 
 struct exchange {
   using promise_type = exchange_promise;

@@ -129,27 +129,44 @@ exchange session::prepare_statement(operation_ptr op) {
 // Parse, Describe, Flush: no Sync, at which a transaction pooler may switch servers. The writer stays ours. Where the
 // server may know the name already, Close comes first, which is no error where it does not.
 step<statement_ptr> session::describe(std::string sql) {
+  auto found = undescribed(std::move(sql));
+  const auto closed = parse(*found);
+  running_->describing = true;
+  co_await reply_turn();
+  if (!running_->preamble.empty()) co_await read_preamble();
+  co_await read_description(found, closed);
+  co_return found;
+}
+
+std::shared_ptr<statement> session::undescribed(std::string sql) const {
   auto found = std::make_shared<statement>();
   if (settings_.statement_cache_size != 0) found->name = statement_name(sql);
   found->verb = verb_of(sql);
   found->origin = origin_;
   found->sql = std::move(sql);
-  auto closed = 0;
-  while (const auto evicted = cache_.evict(found->sql.size())) {
+  return found;
+}
+
+// Gives how many Close messages come first.
+std::size_t session::parse(const statement& found) {
+  std::size_t closed = 0;
+  while (const auto evicted = cache_.evict(found.sql.size())) {
     if (evicted->name.empty()) continue;
     out().close_statement(evicted->name);
     ++closed;
   }
-  const bool closes_its_own = names_may_exist_ && !found->name.empty();
-  if (closes_its_own) {
-    out().close_statement(found->name);
+  if (names_may_exist_ && !found.name.empty()) {
+    out().close_statement(found.name);
     ++closed;
   }
-  out().parse(found->name, found->sql).describe_statement(found->name).flush();
-  running_->describing = true;
-  co_await reply_turn();
-  if (!running_->preamble.empty()) co_await read_preamble();
+  out().parse(found.name, found.sql).describe_statement(found.name).flush();
+  return closed;
+}
 
+step<bool> session::read_description(std::shared_ptr<statement> found, std::size_t closed) {
+  running_->describing = true;
+  running_->parsed = false;
+  const bool closes_its_own = names_may_exist_ && closed > 0;
   for (; closed > 0; --closed) expect(co_await next_message(), backend::close_complete);
   if (closes_its_own)  // what a request ahead of this one has described meanwhile is gone, should Parse fail
     if (const auto other = cache_.find(found->sql)) forget(*other);
@@ -165,7 +182,7 @@ step<statement_ptr> session::describe(std::string sql) {
     expect(columns, backend::no_data).read("NoData").end();
   cache_.insert(found);
   running_->describing = false;
-  co_return found;
+  co_return true;
 }
 
 // Statements that were kept beyond the cache's bounds because somebody held them are closed by whoever writes next.

@@ -17,7 +17,8 @@ bool runs_statement(const operation& op) {
 
 bool cancellable(const operation& op) {
   if (op.portal && (op.portal->spared || op.portal->suspended)) return false;
-  return runs_statement(op) || op.kind == operation::kind::prepare || op.kind == operation::kind::script;
+  return runs_statement(op) || op.kind == operation::kind::prepare || op.kind == operation::kind::script ||
+         op.kind == operation::kind::batch;
 }
 
 }  // namespace
@@ -87,8 +88,9 @@ void session::note_dropped(exchange_promise& p, const server_message& error) {
   const auto code = error.field('C');
   const bool stored = p.describing && (p.parsed || code == query_canceled);  // perhaps, and never described
   if (stored || code == duplicate_prepared_statement) names_may_exist_ = true;
-  const auto& used = p.op->statement;
-  if (runs_statement(*p.op) && !p.bound && used && is_dropped(code, *used)) forget(*used);
+  const auto& used = p.op->batch ? p.op->batch->reading : p.op->statement;
+  const bool executes = runs_statement(*p.op) || (p.op->batch && !p.describing);
+  if (executes && !p.bound && used && is_dropped(code, *used)) forget(*used);
 }
 
 // Whether what comes behind it runs where it would without it: no transaction has begun, or ended, in between.

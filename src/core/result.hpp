@@ -132,6 +132,7 @@ struct raw_result {
   columns_ptr columns;  // null where the statement returns no rows
   row_store rows;
   std::string tag;
+  bool none = false;  // nothing was executed: no row was affected
 };
 
 // The fields of an ErrorResponse or NoticeResponse (protocol manual, section 54.8).
@@ -167,6 +168,7 @@ using failure_ptr = std::shared_ptr<const failure>;
 
 // One request as its caller sees it. It outlives its exchange.
 struct exchange_promise;
+struct batch_state;
 
 // What an operation that gives its rows in parts knows of its portal.
 struct portal {
@@ -178,7 +180,20 @@ struct portal {
 };
 
 struct operation {
-  enum class kind { connect, execute, prepare, script, command, close, cancel, drain, stream, fetch, close_portal };
+  enum class kind {
+    connect,
+    execute,
+    prepare,
+    script,
+    command,
+    batch,
+    stream,
+    fetch,
+    close_portal,
+    close,
+    cancel,
+    drain
+  };
   enum class state { pending, succeeded, failed, cancelled };
 
   kind kind = kind::execute;
@@ -190,8 +205,9 @@ struct operation {
   bool full = false;        // a channel: it holds what it may, so that nothing more is read
   std::string sql;          // as it was given; empty where a statement was
   statement_ptr statement;  // execute and prepare: the description
-  std::vector<raw_result> results;       // execute, stream, fetch: one; script: one a statement
+  std::vector<raw_result> results;       // execute, stream, fetch: one; script: one a statement; batch: one an item
   std::unique_ptr<core::portal> portal;  // stream, fetch, close_portal
+  std::shared_ptr<batch_state> batch;    // of a batch
   std::uint64_t reply_bytes = 0;         // so far, whole messages; asynchronous ones are not of the reply
   failure_ptr error;                     // where failed
   void* owner = nullptr;                 // the face's handle; the core never looks at it

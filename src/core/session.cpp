@@ -151,12 +151,22 @@ void session::abandon(operation& op) {
     default:
       break;
   }
-  if (p.wait == waiting::write_turn || (p.wait == waiting::arguments && !p.in_replies)) {
+  if (p.wait == waiting::write_turn || (!p.in_replies && (p.wait == waiting::arguments || op.batch))) {
     finish(p, operation::state::cancelled);
+  } else if (op.batch) {
+    break_off(p);
   } else if (!p.synced && !p.sync_waits && !p.draining) {
     // It waits for its description, or the arguments: no Bind, but its Sync, at once.
     guarded([&] { sync(p); });
   }
+}
+
+void session::go_on(operation& op) {
+  if (op.exchange != nullptr && writer_ == op.exchange) guarded([&] { write_items(*op.exchange); });
+}
+
+void session::break_off(exchange_promise& p) {
+  guarded([&] { break_batch(p); });
 }
 
 statement_ptr session::find_statement(std::string_view sql) {
@@ -173,14 +183,17 @@ operation_ptr session::next_unencoded() {
 }
 
 void session::supply(operation& op, std::string arguments) {
+  if (op.batch) return supply_item(op, arguments);
   if (op.exchange == nullptr || op.exchange->wait != waiting::arguments) return;
   op.exchange->answered = true;
   op.exchange->arguments = std::move(arguments);
 }
 
 void session::refuse(operation& op) {
+  auto refusal = failure_of(failure::kind::refused, "the arguments could not be encoded");
+  if (op.batch) return refuse_item(op, std::move(refusal));
   if (op.exchange == nullptr || op.exchange->wait != waiting::arguments) return;
-  fail_later(*op.exchange, failure_of(failure::kind::refused, "the arguments could not be encoded"));
+  fail_later(*op.exchange, std::move(refusal));
   op.exchange->answered = true;
 }
 
@@ -379,6 +392,7 @@ bool session::wants_pump() const {
   if (state_ == state::ended) return false;
   if (computing_ || may_drain()) return true;
   if (writer_ != nullptr && writer_->wait == waiting::credit) return has_credit(*writer_);
+  if (writer_ != nullptr && writer_->op->batch) return wants_items(*writer_);
   if (writer_ != nullptr) return writer_->answered && cancelling_ == cancelling::no;
   return !writing_.empty() && may_write(*writing_.front());
 }
@@ -422,6 +436,10 @@ bool session::advance_head() {
       if (has_credit(p)) return run(p), true;
       if (pull()) throw wire::protocol_violation(wire::name_of(message_.type) + ": nothing was asked, at byte 0");
       return p.draining;
+    case waiting::items:
+      if (!run_due(p)) return interrupted(p);
+      run(p);
+      return true;
     case waiting::computing:
       if (!may_compute_) return false;
       may_compute_ = computing_ = false;
@@ -455,6 +473,8 @@ bool session::grant_writers() {
       op->abandoned = true;
       cancelling_ = cancelling::draining;
       begin(op, drain_stray_cancel(op));
+    } else if (writer_ != nullptr && writer_->op->batch) {
+      if (!write_items(*writer_)) break;
     } else if (writer_ != nullptr) {
       auto& p = *writer_;
       if (p.in_replies || p.wait != waiting::arguments || !p.answered || cancelling_ != cancelling::no) break;
@@ -535,6 +555,7 @@ bool session::drain() {
       if (fatal_) return true;
     } else if (got.type == backend::ready_for_query) {
       ready_for_query(got);
+      if (p.op->batch) p.op->batch->settled = true;
       if (may_run_again(p))
         run_again(p);
       else
@@ -553,7 +574,8 @@ bool session::drain() {
 void session::server_error(exchange_promise& p, const wire::message& got) {
   auto fields = fields_of(got);
   const bool ends = fields->fatal() || p.op->kind == operation::kind::connect;
-  if (!p.error || ends) p.error = failure_of(failure::kind::server, std::string(fields->field('M')), fields);
+  const bool first = p.op->batch && !p.draining && blame_item(p);
+  if (!p.error || ends || first) p.error = failure_of(failure::kind::server, std::string(fields->field('M')), fields);
   p.draining = true;
   note_dropped(p, *fields);
   if (ends) {

@@ -26,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/batch.hpp"
 #include "core/buffers.hpp"
 #include "core/exchange.hpp"
 #include "core/result.hpp"
@@ -87,6 +88,8 @@ class session {
   operation_ptr start_script(std::string sql);  // simple query protocol
   // No parameters, no rows: unnamed, one flight, never cancelled by wish.
   operation_ptr start_command(std::string sql, preamble first = {});
+  operation_ptr start_batch();                       // items are added, and ended, by what follows (batch.cpp)
+  operation_ptr start_executemany(std::string sql);  // a channel: it stirs while it may be fed
 
   // Rows in parts. A stream is a channel: at most `credit` rows come, and so many more as are granted; 0: all, as far
   // as the face takes them. It ends with its statement. open and fetch are requests of `limit` rows each, of a portal
@@ -115,6 +118,16 @@ class session {
   operation_ptr next_unencoded();
   void supply(operation& op, std::string arguments);
   void refuse(operation& op);  // the face keeps the error; no Bind is sent
+
+  // Items of a batch, in order. One that has failed ignores them. Nothing more is done before end_items().
+  void add(operation& op, std::string sql);                                  // its arguments are asked for
+  void add(operation& op, statement_ptr known, std::string_view arguments);  // of a statement that we own
+  void describe_items(operation& op);                                        // executemany: before it is fed
+  bool may_feed(const operation& op) const;                                  // it is described, and has room
+  bool opens_items(const operation& op) const;                               // append_execution's, of the next one
+  void feed(operation& op, std::string messages, std::size_t items);         // at most largest_run()
+  void end_items(operation& op);
+  std::size_t max_pipeline() const { return settings_.max_pipeline; }
 
   // Bytes.
   std::span<char> prepare(std::size_t size) { return inbound_.prepare(size); }
@@ -188,6 +201,7 @@ class session {
   exchange prepare_statement(operation_ptr op);
   exchange script(operation_ptr op);
   exchange command(operation_ptr op);
+  exchange batch(operation_ptr op);
   exchange drain_stray_cancel(operation_ptr op);
   exchange cancel(operation_ptr op, cancel_key key);
   exchange close(operation_ptr op);
@@ -201,6 +215,9 @@ class session {
   step<bool> rows_to_end(operation_ptr op);
   step<statement_ptr> describe(std::string sql);
   int close_surplus();
+  std::shared_ptr<statement> undescribed(std::string sql) const;
+  std::size_t parse(const statement& found);
+  step<bool> read_description(std::shared_ptr<statement> found, std::size_t closed);
   step<bool> authenticate_scram(std::string_view mechanisms);
   bool write_preamble(exchange_promise& p);  // false: it fails instead, and nothing is written
   step<bool> read_preamble();
@@ -215,12 +232,14 @@ class session {
   struct wait_awaiter;
   struct arguments_awaiter;
   struct credit_awaiter;
+  struct next_run_awaiter;
   write_turn_awaiter write_turn();           // arrival order; the writer is ours until sync() or our end
   reply_turn_awaiter reply_turn();           // joins the reply FIFO
   message_awaiter next_message();            // the next message that is no error and not asynchronous
   rows_awaiter data_rows(raw_result& sink);  // every run of DataRows
   arguments_awaiter encoded_arguments();     // from the face; nothing where refused or abandoned
   credit_awaiter more_credit();              // or nobody wants it
+  next_run_awaiter next_run();               // of a batch: it is due, or none will be
   wait_awaiter next_slice();                 // lets pump() return in the middle of a long computation
   wait_awaiter end_of_stream();              // the peer has closed
 
@@ -267,6 +286,25 @@ class session {
   void end_by_peer();
   failure_ptr ending(enum failure::kind kind, const char* text, failure_ptr cause = nullptr) const noexcept;
   void fail_all(failure_ptr why) noexcept;
+
+  // A batch (batch.cpp).
+  void add(operation& op, batch_state::run added);
+  void go_on(operation& op);
+  void supply_item(operation& op, std::string_view arguments);
+  void refuse_item(operation& op, failure_ptr error);
+  bool may_write_items(const exchange_promise& p) const;
+  bool has_room(const exchange_promise& p) const;
+  bool hungry(const exchange_promise& p) const;
+  bool wants_items(const exchange_promise& p) const;
+  bool write_items(exchange_promise& p);
+  void write_run(exchange_promise& p);
+  void write_description(exchange_promise& p, const batch_state::run& of);
+  void join_replies(exchange_promise& p);
+  void break_batch(exchange_promise& p);
+  void break_off(exchange_promise& p);
+  bool run_due(const exchange_promise& p) const;
+  bool interrupted(exchange_promise& p);
+  bool blame_item(exchange_promise& p);
 
   // A second attempt (recovery.cpp).
   static bool leaves_as_it_was(const exchange_promise& other);
@@ -350,6 +388,13 @@ struct session::rows_awaiter {
 };
 
 struct session::credit_awaiter {
+  session& owner;
+  bool await_ready() const;
+  void await_suspend(std::coroutine_handle<> frame);
+  void await_resume() const {}
+};
+
+struct session::next_run_awaiter {
   session& owner;
   bool await_ready() const;
   void await_suspend(std::coroutine_handle<> frame);

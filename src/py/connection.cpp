@@ -67,6 +67,10 @@ PyObject* start_sql(PyObject* object, PyObject* sql) {
   return guarded([&] { return Start(driver_of(object), sql); });
 }
 
+PyObject* start_batch_method(PyObject* object, PyObject*) {
+  return guarded([&] { return start_batch(driver_of(object)); });
+}
+
 PyObject* start_close_method(PyObject* object, PyObject*) {
   return guarded([&] { return start_close(driver_of(object)); });
 }
@@ -258,6 +262,8 @@ PyMethodDef methods[] = {
     {"start_command", start_sql<start_command>, METH_O, "One statement without arguments or rows: its tag."},
     {"_start_behind", start_sql<start_behind>, METH_VARARGS,
      "_start_behind(commands, outermost, start): a block begins."},
+    {"start_batch", start_batch_method, METH_NOARGS, "Many items under one Sync: add() and end() them."},
+    {"start_executemany", start_sql<start_executemany>, METH_O, "One statement for many rows: feed() and end() it."},
     {"start_close", start_close_method, METH_NOARGS, "Serves what was accepted, then ends the connection."},
     {"start_cancel", start_cancel_method, METH_NOARGS, "A CancelRequest on its own socket: a Cancel."},
     {"poll", poll, METH_NOARGS, "All the progress that can be made without blocking: flags."},

@@ -5,7 +5,9 @@
 #include <atomic>
 #include <limits>
 
+#include "core/keyword.hpp"
 #include "py/awaitable.hpp"
+#include "py/batch.hpp"
 #include "py/codecs/codecs.hpp"
 #include "py/errors.hpp"
 #include "py/observing.hpp"
@@ -58,7 +60,8 @@ bool may_start_request(const driver_object* driver, bool counted = true) {
   return true;
 }
 
-// The text of a statement as the wire takes it. What can't be sent is the caller's mistake.
+}  // namespace
+
 bool read_sql(PyObject* sql, std::string_view& out) {
   if (!PyUnicode_Check(sql)) {
     raise_interface_error(std::string("sql must be str, not ") + Py_TYPE(sql)->tp_name);
@@ -83,6 +86,8 @@ bool read_sql(PyObject* sql, std::string_view& out) {
   }
   return true;
 }
+
+namespace {
 
 // What will be the handle of one operation, with its observation where somebody observes.
 struct new_handle {
@@ -202,14 +207,17 @@ class begin_execute final : public request_begin {
 // Encodes one request's arguments in its own context; what that raises becomes its outcome. Where they were encoded
 // before, at the start, that context is known by who awaits it.
 bool encode_late(operation_object* handle, std::string& out) {
-  auto arguments = ref::borrow(handle->arguments);
-  auto context = ref::borrow(handle->context);
+  auto* const item = handle->batch != nullptr ? asked_item(handle) : nullptr;
+  auto arguments = ref::borrow(item != nullptr ? item->arguments.get() : handle->arguments);
+  auto context = ref::borrow(item != nullptr ? item->context.get() : handle->context);
+  const auto statement = handle->batch != nullptr ? handle->op->batch->asking : handle->op->statement;
+  if (!arguments || !statement) return false;
   if (!context && handle->waiter != nullptr) context = ref::borrow(handle->waiter->context);
   if (!context) context = ref::steal(PyContext_New());
   if (!context || PyContext_Enter(context.get()) < 0) return false;
   bool encoded = false;
   try {
-    encoded = encode(*handle->op->statement, arguments.get(), out);
+    encoded = encode(*statement, arguments.get(), out);
   } catch (...) {
     raise_current();
   }
@@ -326,6 +334,28 @@ PyObject* start_behind(driver_object* driver, PyObject* args) {
   return ahead.operations.release();
 }
 
+PyObject* start_batch(driver_object* driver) {
+  if (!may_start_request(driver)) return nullptr;
+  auto side = std::make_unique<batch_side>();
+  return start(driver, nullptr, [&](operation_object* handle) {
+    handle->batch = side.release();
+    return driver->session->start_batch();
+  });
+}
+
+PyObject* start_executemany(driver_object* driver, PyObject* sql) {
+  std::string_view text;
+  if (!read_sql(sql, text)) return nullptr;
+  if (core::verb_of(text) == core::verb::copy)
+    return raise_interface_error("COPY can't be executed with many rows: use copy_records() or copy_in()");
+  if (!may_start_request(driver)) return nullptr;
+  auto side = std::make_unique<batch_side>();
+  return start(driver, sql, [&](operation_object* handle) {
+    handle->batch = side.release();
+    return driver->session->start_executemany(std::string(text));
+  });
+}
+
 PyObject* start_close(driver_object* driver) {
   if (!check_process(driver)) return nullptr;
   if (driver->session->ended()) return raise_interface_error("the connection is closed" + reason(*driver->session));
@@ -340,11 +370,12 @@ bool encode_described(driver_object* driver) {
     auto held = ref::borrow(static_cast<PyObject*>(op->owner));
     auto* handle = reinterpret_cast<operation_object*>(held.get());
     std::string encoded;
-    bool good = handle != nullptr && handle->arguments != nullptr && encode_late(handle, encoded);
+    bool good = handle != nullptr && encode_late(handle, encoded);
     if (PyErr_Occurred() != nullptr) {
       auto raised = pending_error::fetch();
       auto error = ref::steal(raised.take());
       if (handle != nullptr && handle->error == nullptr) handle->error = error.release();
+      if (handle != nullptr && handle->batch != nullptr) handle->batch->encoding_raised = true;
     }
     if (op->done() || op->abandoned) continue;  // what encoding ran may have abandoned it, or closed the connection
     if (good) {

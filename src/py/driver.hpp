@@ -71,11 +71,16 @@ PyObject* start_execute(driver_object* driver, PyObject* const* given,
 PyObject* start_prepare(driver_object* driver, PyObject* sql);
 PyObject* start_script(driver_object* driver, PyObject* sql);
 PyObject* start_command(driver_object* driver, PyObject* sql);
+PyObject* start_batch(driver_object* driver);
+PyObject* start_executemany(driver_object* driver, PyObject* sql);
 PyObject* start_close(driver_object* driver);
 
 // _start_behind(commands, outermost, start): what start() starts, with `commands` in front of it under its Sync; a list
 // of their Operations and then its own.
 PyObject* start_behind(driver_object* driver, PyObject* args);
+
+// The text of a statement as the wire takes it. What can't be sent is the caller's mistake; false with an exception.
+bool read_sql(PyObject* sql, std::string_view& out);
 
 // Encodes the arguments of every request whose description has come; true if there was one (pump again).
 bool encode_described(driver_object* driver);

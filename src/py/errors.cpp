@@ -13,7 +13,8 @@ ref from_errors(const char* name) {
 constexpr std::string_view script_hint = "use executescript() for several statements";
 
 bool is_script_in_execute(const core::server_message& message, const core::operation& op) {
-  return (op.kind == core::operation::kind::execute || op.kind == core::operation::kind::prepare || op.portal) &&
+  using kind = enum core::operation::kind;
+  return (op.kind == kind::execute || op.kind == kind::prepare || op.kind == kind::batch || op.portal) &&
          message.field('C') == "42601" && message.field('R') == "exec_parse_message";
 }
 

@@ -34,6 +34,7 @@ bool is_request(const core::operation& op) {
     case kind::prepare:
     case kind::script:
     case kind::command:
+    case kind::batch:
     case kind::stream:
     case kind::fetch:
       return true;

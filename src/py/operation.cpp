@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "py/awaitable.hpp"
+#include "py/batch.hpp"
 #include "py/codecs/codecs.hpp"
 #include "py/errors.hpp"
 #include "py/observing.hpp"
@@ -58,6 +59,10 @@ PyObject* build_result(operation_object* self) {
     case kind::fetch:
       return PyBool_FromLong(op.portal->suspended);
     case kind::close_portal:
+    case kind::batch:
+      if (!op.batch->many) break;
+      if (op.results.empty()) op.results.emplace_back().none = true;
+      return result_new(std::move(op.results.front()));
     case kind::connect:
     case kind::close:
     case kind::cancel:
@@ -147,7 +152,7 @@ int traverse(PyObject* object, visitproc visit, void* arg) {
   Py_VISIT(self->error);
   Py_VISIT(self->on_stir);
   Py_VISIT(reinterpret_cast<PyObject*>(self->waiter));
-  return 0;
+  return traverse_batch(self, visit, arg);
 }
 
 int clear(PyObject* object) {
@@ -155,6 +160,7 @@ int clear(PyObject* object) {
   Py_CLEAR(self->sql);
   forget_arguments(self);
   delete std::exchange(self->observed, nullptr);
+  delete std::exchange(self->batch, nullptr);
   Py_CLEAR(self->gathered);
   Py_CLEAR(self->bad_value);
   Py_CLEAR(self->result);
@@ -187,6 +193,10 @@ PyMethodDef methods[] = {
      "None. Raises the request's own error; InterfaceError while it is not done, or if it was abandoned."},
     {"abandon", abandon_method, METH_NOARGS,
      "Interest ends; the protocol does not: what was sent is read to its end and discarded."},
+    batch_add,
+    batch_feed,
+    batch_end,
+    batch_item,
     {nullptr, nullptr, 0, nullptr}};
 
 PyGetSetDef properties[] = {
@@ -195,6 +205,10 @@ PyGetSetDef properties[] = {
     {"statement", statement, nullptr, "The PreparedStatement that it runs, once known; else None.", nullptr},
     {"stirred", stirred, nullptr, "A channel: there is something to take, or room to feed.", nullptr},
     {"on_stir", on_stir, set_on_stir, "Called without arguments when it has stirred, or is done; or None.", nullptr},
+    batch_failed_item,
+    batch_answered,
+    batch_written,
+    batch_settled,
     {"connection", connection, nullptr, "Its Connection or Session; None once that is gone.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
@@ -255,6 +269,10 @@ void forget_arguments(operation_object* handle) {
 }
 
 PyObject* outcome_error(operation_object* handle) {
+  const auto& why = handle->op->error;
+  if (handle->batch != nullptr && std::exchange(handle->batch->encoding_raised, false) && why &&
+      why->kind != core::failure::kind::refused)
+    Py_CLEAR(handle->error);  // an item before that one has failed
   if (handle->error == nullptr) {
     static const core::failure unknown{core::failure::kind::lost, "the request failed without a reason", {}, {}};
     handle->error = make_error(handle->op->error ? *handle->op->error : unknown, *handle->op).release();

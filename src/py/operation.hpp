@@ -10,6 +10,7 @@ namespace pgpoll::py {
 class row_feed;
 struct waiter_object;
 struct observation;
+struct batch_side;
 
 // What Operation.result() gives for an execute. All but `result` are decoded as they arrive, while the server goes on.
 enum class wanted : char { result, rows, row, value };
@@ -29,6 +30,7 @@ struct operation_object {
   PyObject* on_stir;    // called when a channel has stirred, or an operation without a waiter is done
   waiter_object* waiter;
   row_feed* feed;         // owned; rows of a stream or a fetch that were taken from the core; null where there are none
+  batch_side* batch;      // owned; of a batch
   observation* observed;  // owned; null where nobody observes, or its record was made
   wanted want;
   bool kept;  // the driver holds a reference: in flight, or finished and not taken

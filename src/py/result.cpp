@@ -156,6 +156,7 @@ PyObject* result_tag(PyObject* self, void*) {
 }
 
 PyObject* result_rowcount(PyObject* self, void*) {
+  if (as_result(self)->raw.none) return PyLong_FromLong(0);
   const std::string_view tag = as_result(self)->raw.tag;
   const auto number = tag.substr(tag.find_last_of(' ') + 1);
   long long rows = 0;

@@ -218,6 +218,8 @@ PyMethodDef methods[] = {
     {"start_command", start_sql<start_command>, METH_O, nullptr},
     {"_start_behind", start_sql<start_behind>, METH_VARARGS,
      "_start_behind(commands, outermost, start): a block begins."},
+    {"start_batch", start_plain<start_batch>, METH_NOARGS, nullptr},
+    {"start_executemany", start_sql<start_executemany>, METH_O, nullptr},
     {"start_close", start_plain<start_close>, METH_NOARGS, nullptr},
     {"receive", receive, METH_VARARGS, "Takes bytes of the server, and pumps."},
     {"eof", eof, METH_NOARGS, "The server has closed its side."},

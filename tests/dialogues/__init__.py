@@ -1,12 +1,26 @@
 """Recorded dialogues, by what they are about."""
 
-from dialogues import abandon, asynchronous, begin, copy, ending, execute, failing, listening, recovery, startup, stream
+from dialogues import (
+    abandon,
+    asynchronous,
+    batches,
+    begin,
+    copy,
+    ending,
+    execute,
+    failing,
+    listening,
+    recovery,
+    startup,
+    stream,
+)
 from dialogues.registry import DIALOGUES
 
 __all__ = [
     "DIALOGUES",
     "abandon",
     "asynchronous",
+    "batches",
     "begin",
     "copy",
     "ending",

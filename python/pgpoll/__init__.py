@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pgpoll import conninfo, core, sync
     from pgpoll._observing import Notice, RequestRecord
     from pgpoll._values import Interval, RawJson
-    from pgpoll.connection import Connection, Transaction, connect
+    from pgpoll.connection import Connection, CopyOut, Transaction, connect
     from pgpoll.core import Column, Record, Result
     from pgpoll.statement import Statement
 
@@ -49,6 +49,7 @@ __all__ = [
     "CommitUnknown",
     "Connection",
     "ConnectionLost",
+    "CopyOut",
     "DataError",
     "DatabaseError",
     "Error",
@@ -79,6 +80,7 @@ _MODULES = frozenset(("conninfo", "core", "sync"))
 _HOMES = {
     "Column": "core",
     "Connection": "connection",
+    "CopyOut": "connection",
     "Interval": "_values",
     "Notice": "_observing",
     "RawJson": "_values",

@@ -43,6 +43,12 @@ class News(NamedTuple):
     operation: core.Operation[Any]
 
 
+class Sent(NamedTuple):
+    """Something was fed to this operation: let it leave, but wait for nothing."""
+
+    operation: core.Operation[Any]
+
+
 class Item(NamedTuple):
     """The next item of an iterator, in the asyncio face also of an asynchronous one; END where there is none."""
 
@@ -52,7 +58,7 @@ class Item(NamedTuple):
 END: Any = object()
 
 
-Step: TypeAlias = "Lookup | Control | Turn | News | Item"
+Step: TypeAlias = "Lookup | Control | Turn | News | Sent | Item"
 Flow: TypeAlias = Generator[Step, Any, T]
 
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import core, errors
 from pgpoll._blocks import Blocks
-from pgpoll._flows import END, Flow, Item, Lookup, News, Step, resolve
+from pgpoll._flows import END, Flow, Item, Lookup, News, Sent, Step, resolve
 from pgpoll._observing import SLICE_SECONDS as NOTICES_SECONDS
 from pgpoll._observing import InLine, Notices, Observers, RequestRecord
 from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS
@@ -161,6 +161,20 @@ class Driver:
         """The turn of a channel, as the current thread's."""
         return Hold(channel, where, start, via, threading.current_thread(), monotonic(), context=copy_context())
 
+    def turn(self, start: Callable[[], core.Operation[Any]], via: Block | None) -> Turn:
+        """A request's place in the line, as the current thread's."""
+        return Turn(start, via, threading.current_thread(), monotonic(), context=copy_context())
+
+    def drop(self, block: Block) -> None:
+        """Let go of a channel now; what runs of it is cancelled at the server where that is called for."""
+        with self.mutex:
+            self.blocks.release(block)
+            if not self._driving and self._cancel is None and not self.core.closed:
+                if self.core.cancel_wanted() == core.NOW:
+                    self._cancel_abandoned()
+                else:
+                    self.core.flush()
+
     def doom(self, block: Block) -> None:
         """Roll a block back, or let go of a channel, from wherever its end was noticed; what that needs leaves now."""
         self._doomed.append(block)
@@ -212,6 +226,10 @@ class Driver:
                 self._wait_in_core(step.operation, _left(deadline, timeout))
                 self._grant_wish()
                 self._settle()
+            return None
+        if isinstance(step, Sent):
+            if not step.operation.done() and not step.operation.stirred:
+                self._wait_in_core(step.operation, 0.0)
             return None
         assert isinstance(step, Item)
         self.mutex.release()  # a caller's code may take its time

@@ -45,6 +45,7 @@ struct exchange_promise {
   bool parsed = false;      // that one: the server has it
   bool bound = false;       // BindComplete has come: the statement may have run
   bool draining = false;    // it has its error; what is left is read to ReadyForQuery
+  bool copy_failed = false;  // CopyFail was written: only an error can answer it
   failure_ptr error;
   raw_result* sink = nullptr;            // of data_rows
   bool rows_came = false;                // into it, kept or not

@@ -12,6 +12,12 @@ namespace {
 // Bind's parameter section where there are none.
 const std::string no_arguments("\0\0\0\0", 4);
 
+const char* refusal_of(wire::message copy_response) {
+  return copy_response.type == backend::copy_in_response
+             ? "COPY FROM STDIN can't be executed: use copy_in() or copy_records()"
+             : "COPY TO STDOUT can't be executed: use copy_out() or copy_out_records()";
+}
+
 }  // namespace
 
 exchange session::execute(operation_ptr op, statement_ptr prepared, std::string arguments) {
@@ -57,7 +63,7 @@ exchange session::execute(operation_ptr op, statement_ptr prepared, std::string 
   if (end.type == backend::command_complete) {
     result.tag = command_tag(end);
   } else if (prepared->verb == verb::copy) {
-    co_await refuse_copy(end);
+    co_await refuse_copy(end, refusal_of(end));
   } else {
     expect(end, backend::empty_query_response).read("EmptyQueryResponse").end();
   }
@@ -148,7 +154,7 @@ exchange session::script(operation_ptr op) {
         break;
       case backend::copy_in_response:
       case backend::copy_out_response:
-        co_await refuse_copy(got);
+        co_await refuse_copy(got, refusal_of(got));
         break;
       default:
         if (!answered) expect(got, backend::command_complete);
@@ -179,14 +185,17 @@ void session::await_copy(exchange_promise& p) {
 
 // COPY is not what this verb does: the server is told to stop, or is drained, and the request fails at its
 // ReadyForQuery.
-step<bool> session::refuse_copy(wire::message response) {
+step<bool> session::refuse_copy(wire::message response, const char* why) {
   const bool in = response.type == backend::copy_in_response;
-  if (!in) expect(response, backend::copy_out_response);
   auto refusal = std::make_shared<failure>();
   refusal->kind = failure::kind::misuse;
-  refusal->message = in ? "COPY FROM STDIN can't be executed: use copy_in() or copy_records()"
-                        : "COPY TO STDOUT can't be executed: use copy_out() or copy_out_records()";
+  refusal->message = why;
   fail_later(*running_, refusal);
+  if (response.type == backend::command_complete) {
+    command_tag(response);
+    co_return true;
+  }
+  if (!in) expect(response, backend::copy_out_response);
   if (in) {
     out().copy_fail(refusal->message);
     sync(*running_);

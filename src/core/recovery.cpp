@@ -13,7 +13,8 @@ namespace {
 
 bool cancellable(const operation& op) {
   return op.kind == operation::kind::execute || op.kind == operation::kind::prepare ||
-         op.kind == operation::kind::script;
+         op.kind == operation::kind::script || op.kind == operation::kind::copy_in ||
+         op.kind == operation::kind::copy_out;
 }
 
 }  // namespace
@@ -31,6 +32,7 @@ cancel_wish session::cancel_wanted() const {
   if (abandoned_head() == 0) return cancel_wish::none;
   if (cancelling_ == cancelling::drain) return cancel_wish::grace;
   if (cancelling_ != cancelling::no) return cancel_wish::none;
+  if (replies_.front()->copy_failed) return cancel_wish::grace;  // CopyFail ends it, as a rule
   const bool alone = std::all_of(replies_.begin(), replies_.end(), [](const auto* each) {
     return each->op->abandoned || each->op->kind == operation::kind::close;  // which doesn't wait for such
   });

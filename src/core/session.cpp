@@ -100,6 +100,20 @@ operation_ptr session::start_command(std::string sql) {
   return op->done() ? op : begin(op, command(op));
 }
 
+operation_ptr session::start_copy_in(std::string sql, std::string query) {
+  auto op = admit(operation::kind::copy_in);
+  op->sql = std::move(sql);
+  op->query = std::move(query);
+  return op->done() ? op : begin(op, copy_in(op));
+}
+
+operation_ptr session::start_copy_out(std::string sql, std::string query) {
+  auto op = admit(operation::kind::copy_out);
+  op->sql = std::move(sql);
+  op->query = std::move(query);
+  return op->done() ? op : begin(op, copy_out(op));
+}
+
 operation_ptr session::start_cancel(cancel_key key) {
   auto op = admit(operation::kind::cancel);
   if (op->done()) return op;
@@ -132,6 +146,7 @@ void session::abandon(operation& op) {
   if (op.exchange == nullptr) return;
   auto& p = *op.exchange;
   for (auto& result : op.results) result.rows = {};
+  op.data = {};
   switch (op.kind) {
     case operation::kind::close:
     case operation::kind::cancel:
@@ -142,6 +157,7 @@ void session::abandon(operation& op) {
     default:
       break;
   }
+  if (op.feeds()) return fail_feed(op, "the client gave up");
   if (p.wait == waiting::write_turn || (p.wait == waiting::arguments && !p.in_replies)) {
     finish(p, operation::state::cancelled);
   } else if (!p.synced && !p.sync_waits && !p.draining) {
@@ -229,6 +245,8 @@ void session::finish(exchange_promise& p, enum operation::state outcome, failure
   const auto first_byte = p.first_byte;
   detach(p);
   op->exchange = nullptr;
+  if (op->feeds()) op->feeding = operation::feeding::stopped;
+  op->full = op->crowded = false;
   op->written = op->again || (first_byte && outbound_.sent_total() > *first_byte);
   if (op->kind == operation::kind::close) {  // however it went, the connection is closed
     outcome = operation::state::succeeded;
@@ -302,10 +320,10 @@ void session::end_by_peer() {
 
 // ---- the pump
 
-template <typename Work>
-void session::guarded(Work work) {
+// What the work of guarded() has thrown.
+void session::fail_for_thrown() {
   try {
-    work();
+    throw;
   } catch (const wire::protocol_violation& violation) {
     fail_all(ending(failure::kind::protocol, violation.what()));
   } catch (const authentication_error& error) {
@@ -349,6 +367,7 @@ void session::eof() {
 
 void session::sent(std::size_t size) {
   outbound_.sent(size);
+  if (writer_ != nullptr && writer_->op->crowded) make_room();
 }
 
 bool session::wants_pump() const {
@@ -519,6 +538,7 @@ void session::server_error(exchange_promise& p, const wire::message& got) {
   const bool ends = fields->fatal() || p.op->kind == operation::kind::connect;
   if (!p.error || ends) p.error = failure_of(failure::kind::server, std::string(fields->field('M')), fields);
   p.draining = true;
+  if (p.op->feeds()) stop_feed(*p.op);
   note_dropped(p, *fields);
   if (ends) {
     fatal_ = std::move(fields);

@@ -62,6 +62,11 @@ PyObject* start_execute_method(PyObject* object, PyObject* const* args, Py_ssize
   return guarded([&] { return start_execute(driver_of(object), args, count); });
 }
 
+template <PyObject* (*Start)(driver_object*, PyObject* const*, Py_ssize_t)>
+PyObject* start_with(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+  return guarded([&] { return Start(driver_of(object), args, count); });
+}
+
 template <PyObject* (*Start)(driver_object*, PyObject*)>
 PyObject* start_sql(PyObject* object, PyObject* sql) {
   return guarded([&] { return Start(driver_of(object), sql); });
@@ -241,6 +246,8 @@ PyMethodDef methods[] = {
     {"start_prepare", start_sql<start_prepare>, METH_O, "Parses and describes: a PreparedStatement."},
     {"start_script", start_sql<start_script>, METH_O, "Several statements, simple protocol: a list of Results."},
     {"start_command", start_sql<start_command>, METH_O, "One statement without arguments or rows: its tag."},
+    {"start_copy_in", method(start_with<start_copy_in>), METH_FASTCALL, "COPY FROM STDIN, to be fed."},
+    {"start_copy_out", method(start_with<start_copy_out>), METH_FASTCALL, "COPY TO STDOUT, to be taken from."},
     {"start_close", start_close_method, METH_NOARGS, "Serves what was accepted, then ends the connection."},
     {"start_cancel", start_cancel_method, METH_NOARGS, "A CancelRequest on its own socket: a Cancel."},
     {"poll", poll, METH_NOARGS, "All the progress that can be made without blocking: flags."},

@@ -43,6 +43,8 @@ PyObject* start_execute(driver_object* driver, PyObject* const* given,
 PyObject* start_prepare(driver_object* driver, PyObject* sql);
 PyObject* start_script(driver_object* driver, PyObject* sql);
 PyObject* start_command(driver_object* driver, PyObject* sql);
+PyObject* start_copy_in(driver_object* driver, PyObject* const* given, Py_ssize_t count);   // sql, query = ""
+PyObject* start_copy_out(driver_object* driver, PyObject* const* given, Py_ssize_t count);  // sql, query = ""
 PyObject* start_close(driver_object* driver);
 
 // Encodes the arguments of every request whose description has come; true if there was one (pump again).

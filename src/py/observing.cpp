@@ -29,7 +29,8 @@ ref sql_of(PyObject* sql) {
 
 bool is_request(const core::operation& op) {
   using kind = enum core::operation::kind;
-  return op.kind == kind::execute || op.kind == kind::prepare || op.kind == kind::script || op.kind == kind::command;
+  return op.kind == kind::execute || op.kind == kind::prepare || op.kind == kind::script || op.kind == kind::command ||
+         op.kind == kind::copy_in || op.kind == kind::copy_out;
 }
 
 observation* of(const core::operation_ptr& op) {

@@ -24,8 +24,22 @@ bool wrong_count(std::size_t wanted, PyObject* const* args, Py_ssize_t n) {
   return false;
 }
 
-// What a value's refusal became: DataError that names the parameter, with the caller's own exception as its cause.
-void explain_refusal(const encoder& out, std::size_t number, std::uint32_t oid, PyObject* value) {
+void write_formats(encoder& out, const std::vector<std::uint32_t>& types) {
+  std::size_t binary = 0;
+  for (const auto oid : types) binary += decodes_binary(oid) ? 1 : 0;
+  if (binary == 0) {
+    out.uint16(0);
+  } else if (binary == types.size()) {
+    out.uint32(0x00010001);
+  } else {
+    out.uint16(static_cast<std::uint16_t>(types.size()));
+    for (const auto oid : types) out.uint16(decodes_binary(oid) ? 1 : 0);
+  }
+}
+
+}  // namespace
+
+void explain_refusal(const encoder& out, const std::string& what, PyObject* value) {
   auto pending = pending_error::fetch();
   auto cause = ref::steal(pending ? pending.take() : nullptr);
   if (cause) {
@@ -41,8 +55,7 @@ void explain_refusal(const encoder& out, std::size_t number, std::uint32_t oid, 
   }
   auto* kind = error_class("DataError");
   if (kind == nullptr) return;
-  std::string text = "parameter $" + std::to_string(number) + " (" + type_name(oid) +
-                     ") does not take this value of type " + Py_TYPE(value)->tp_name;
+  std::string text = what + " does not take this value of type " + Py_TYPE(value)->tp_name;
   if (cause)
     text += std::string(": encoding it raised ") + Py_TYPE(cause.get())->tp_name;
   else if (out.reason() != nullptr)
@@ -53,21 +66,6 @@ void explain_refusal(const encoder& out, std::size_t number, std::uint32_t oid, 
   if (cause) PyException_SetCause(error.get(), cause.release());
   PyErr_SetObject(kind, error.get());
 }
-
-void write_formats(encoder& out, const std::vector<std::uint32_t>& types) {
-  std::size_t binary = 0;
-  for (const auto oid : types) binary += decodes_binary(oid) ? 1 : 0;
-  if (binary == 0) {
-    out.uint16(0);
-  } else if (binary == types.size()) {
-    out.uint32(0x00010001);
-  } else {
-    out.uint16(static_cast<std::uint16_t>(types.size()));
-    for (const auto oid : types) out.uint16(decodes_binary(oid) ? 1 : 0);
-  }
-}
-
-}  // namespace
 
 bool encoder::room(std::size_t size) {
   if (size <= limit && out_.size() <= limit - size) return true;
@@ -111,7 +109,7 @@ bool encode_arguments(const core::statement& statement, PyObject* const* args, P
     for (std::size_t i = 0; i < types.size(); ++i) {
       const auto* type = find_codec(types[i]);
       if (to.value(args[i], type != nullptr ? *type : text_codec)) continue;
-      explain_refusal(to, i + 1, types[i], args[i]);
+      explain_refusal(to, "parameter $" + std::to_string(i + 1) + " (" + type_name(types[i]) + ")", args[i]);
       return false;
     }
     return true;

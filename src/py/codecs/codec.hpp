@@ -102,6 +102,10 @@ PyObject* bad_value(const char* format, ...);
 PyObject* bad_value_because(const char* what);
 PyObject* wrong_size(const codec& type, std::size_t size, std::size_t expected);
 
+// What a value's refusal became: DataError that begins with `what` ("parameter $1 (int4)"), with the exception of the
+// caller's own code as its cause.
+void explain_refusal(const encoder& out, const std::string& what, PyObject* value);
+
 // An attribute of a module, imported when first asked for and kept in `cache`. Borrowed; null with an exception set.
 PyObject* imported(PyObject*& cache, const char* module, const char* name);
 // decimal.Decimal, borrowed. Whether `value` is one: 1, 0, or -1 with an exception set.

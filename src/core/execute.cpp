@@ -187,15 +187,16 @@ void session::await_copy(exchange_promise& p) {
 // ReadyForQuery.
 step<bool> session::refuse_copy(wire::message response, const char* why) {
   const bool in = response.type == backend::copy_in_response;
+  const bool over = response.type == backend::command_complete;
+  if (!in && !over) expect(response, backend::copy_out_response);
   auto refusal = std::make_shared<failure>();
   refusal->kind = failure::kind::misuse;
   refusal->message = why;
   fail_later(*running_, refusal);
-  if (response.type == backend::command_complete) {
+  if (over) {
     command_tag(response);
     co_return true;
   }
-  if (!in) expect(response, backend::copy_out_response);
   if (in) {
     out().copy_fail(refusal->message);
     sync(*running_);

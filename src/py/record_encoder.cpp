@@ -103,10 +103,9 @@ ref values_of(const record_encoder* self, PyObject* record) {
 
 // ---- encoding
 
-bool encode_values(record_encoder* self, PyObject* const* values) {
-  const auto start = self->out.size();
+bool encode_values(record_encoder* self, encoder& to, PyObject* const* values) {
+  const auto start = to.size();
   const auto columns = self->codecs.size();
-  encoder to(self->out);
   to.uint16(static_cast<std::uint16_t>(columns));
   for (std::size_t i = 0; i < columns; ++i) {
     if (to.value(values[i], *self->codecs[i])) continue;
@@ -114,27 +113,27 @@ bool encode_values(record_encoder* self, PyObject* const* values) {
                     number_of(self) + ", column \"" + utf8_item(self->names, i) + "\" (" + utf8_item(self->types, i) +
                         ")",
                     values[i]);
-    self->out.resize(start);
+    to.truncate(start);
     return false;
   }
   ++self->count;
   return true;
 }
 
-bool encode_record(record_encoder* self, PyObject* record) {
+bool encode_record(record_encoder* self, encoder& to, PyObject* record) {
   const auto columns = static_cast<Py_ssize_t>(self->codecs.size());
   if (PyTuple_Check(record)) {
     if (PyTuple_GET_SIZE(record) != columns) return wrong_size(self, PyTuple_GET_SIZE(record));
-    return encode_values(self, &PyTuple_GET_ITEM(record, 0));
+    return encode_values(self, to, &PyTuple_GET_ITEM(record, 0));
   }
   if (PyObject_TypeCheck(record, record_type())) {
     if (Py_SIZE(record) != columns) return wrong_size(self, Py_SIZE(record));
-    return encode_values(self, reinterpret_cast<struct record*>(record)->items);
+    return encode_values(self, to, reinterpret_cast<struct record*>(record)->items);
   }
   const auto values = values_of(self, record);
   if (!values) return false;
   if (PyTuple_GET_SIZE(values.get()) != columns) return wrong_size(self, PyTuple_GET_SIZE(values.get()));
-  return encode_values(self, &PyTuple_GET_ITEM(values.get(), 0));
+  return encode_values(self, to, &PyTuple_GET_ITEM(values.get(), 0));
 }
 
 PyObject* take_slice(record_encoder* self) {
@@ -148,15 +147,18 @@ PyObject* next_slice(PyObject* object) {
   return guarded([&]() -> PyObject* {
     auto* self = self_of(object);
     if (self->ended || self->records == nullptr) return nullptr;
-    while (self->out.size() < slice) {
-      const auto record = ref::steal(PyIter_Next(self->records));
-      if (!record) {
-        if (PyErr_Occurred() != nullptr) return nullptr;
-        self->ended = true;
-        self->out.append(copy_trailer);
-        break;
+    {
+      encoder to(self->out);
+      while (to.size() < slice) {
+        const auto record = ref::steal(PyIter_Next(self->records));
+        if (!record) {
+          if (PyErr_Occurred() != nullptr) return nullptr;
+          self->ended = true;
+          to.bytes(copy_trailer.data(), copy_trailer.size());
+          break;
+        }
+        if (!encode_record(self, to, record.get())) return nullptr;
       }
-      if (!encode_record(self, record.get())) return nullptr;
     }
     return take_slice(self);
   });
@@ -165,7 +167,8 @@ PyObject* next_slice(PyObject* object) {
 PyObject* add(PyObject* object, PyObject* record) {
   return guarded([&]() -> PyObject* {
     auto* self = self_of(object);
-    return encode_record(self, record) ? PyBool_FromLong(self->out.size() >= slice) : nullptr;
+    encoder to(self->out);
+    return encode_record(self, to, record) ? PyBool_FromLong(to.size() >= slice) : nullptr;
   });
 }
 

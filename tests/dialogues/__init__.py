@@ -1,6 +1,6 @@
 """Recorded dialogues, by what they are about."""
 
-from dialogues import abandon, asynchronous, copy, ending, execute, failing, recovery, startup
+from dialogues import abandon, asynchronous, copy, copying, ending, execute, failing, recovery, startup
 from dialogues.registry import DIALOGUES
 
-__all__ = ["DIALOGUES", "abandon", "asynchronous", "copy", "ending", "execute", "failing", "recovery", "startup"]
+__all__ = ["DIALOGUES", "abandon", "asynchronous", "copy", "copying", "ending", "execute", "failing", "recovery", "startup"]

@@ -1,4 +1,6 @@
 // Bind's parameter section: which formats, each value with its length, and what a refusal says.
+#include <algorithm>
+
 #include "py/codecs/codec.hpp"
 #include "py/codecs/codecs.hpp"
 #include "py/errors.hpp"
@@ -67,31 +69,17 @@ void explain_refusal(const encoder& out, const std::string& what, PyObject* valu
   PyErr_SetObject(kind, error.get());
 }
 
-bool encoder::room(std::size_t size) {
-  if (size <= limit && out_.size() <= limit - size) return true;
+bool encoder::too_large() {
   raise_interface_error(
       "the parameters take more than 1 GiB, and the server takes no such message; use COPY or large objects");
   return false;
 }
 
-char* encoder::reserve(std::size_t size) {
-  static char nothing;
-  if (!room(size)) return nullptr;
-  const auto at = out_.size();
-  out_.resize(at + size);
-  return size == 0 ? &nothing : out_.data() + at;
-}
-
-bool encoder::value(PyObject* value, const codec& type) {
-  if (value == Py_None) {
-    null_seen = true;
-    return int32(-1) && room(0);
-  }
-  const auto at = out_.size();
-  uint32(0);
-  if (!type.encode(*this, value, type) || !room(0)) return false;
-  patch_uint32(at, static_cast<std::uint32_t>(out_.size() - at - 4));
-  return true;
+// What it already has it takes in steps, for all of it is written twice.
+void encoder::grow(std::size_t size) {
+  constexpr std::size_t least = 64;
+  constexpr std::size_t most = 4096;
+  out_.resize(end_ + size + std::clamp(end_, least, most));
 }
 
 bool encode_arguments(const core::statement& statement, PyObject* const* args, Py_ssize_t n, std::string& out) {

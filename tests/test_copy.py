@@ -123,7 +123,7 @@ async def test_the_wrong_kind(conn: pgpoll.Connection) -> None:
             await conn.copy_in("copy (select repeat('x', 1000) from generate_series(1, 20000)) to stdout", LINES)
         with pytest.raises(errors.UndefinedTable):
             await conn.copy_in("copy nowhere from stdin", LINES)
-        with pytest.raises(errors.SyntaxError_ if hasattr(errors, "SyntaxError_") else pgpoll.ProgrammingError):
+        with pytest.raises(pgpoll.ProgrammingError, match="multiple commands"):
             await conn.copy_in("copy t from stdin; select 1", LINES)
     assert await content(conn) == []
 
@@ -257,7 +257,7 @@ async def test_the_timeout_covers_the_source(conn: pgpoll.Connection) -> None:
 
 async def test_the_timeout_covers_a_server_that_waits(conn: pgpoll.Connection, dsn: str) -> None:
     async with pgpoll.connect(dsn) as other:
-        await other.execute("drop table if exists locked_by_a_test; create table locked_by_a_test (i int4)".split(";")[0])
+        await other.execute("drop table if exists locked_by_a_test")
         await other.execute("create table locked_by_a_test (i int4)")
         try:
             async with other.transaction():
@@ -322,7 +322,7 @@ KINDS: dict[str, Callable[[int, str | None], Any]] = {
     "dict": lambda i, t: {"t": t, "more": 1, "i": i},
     "ordered dict": lambda i, t: OrderedDict(t=t, i=i),
     "mapping": lambda i, t: UserDict({"t": t, "i": i}),
-    "sequence": lambda i, t: range(i, i + 1) if False else _Sequence(i, t),
+    "sequence": lambda i, t: _Sequence(i, t),
 }
 
 
@@ -367,13 +367,13 @@ async def test_types(conn: pgpoll.Connection) -> None:
     await conn.execute("drop domain if exists copied_smaller cascade")
     await conn.execute("create domain copied_smaller as copied_small")
     types = "bool int2 int8 float4 numeric text varchar(9) bytea date timestamptz interval uuid json jsonb int4[] text[]"
-    names = [*types.split(), "copied_color", "copied_smaller", '"char"', "xml"]
+    names = [*types.split(), "copied_color", "copied_smaller", '"char"']
     columns = ", ".join(f"c{n} {each}" for n, each in enumerate(names))
     await conn.execute(f"create temp table wide ({columns})")
     at = dt.datetime(2026, 11, 21, 1, 2, 3, 456789, tzinfo=dt.UTC)
     values = (True, -7, 2**60, 1.5, decimal.Decimal("12.3400"), "é", "short", b"\0\xff", at.date(), at)
     values += (dt.timedelta(days=1), uuid.UUID(int=7), {"k": [1, None]}, [1], [[1, 2], [3, None]], ["a", None])
-    values += ("red", 42, "x", "<a/>")
+    values += ("red", 42, "x")
     empty = (None,) * len(names)
     changed = (*values[:16], Color.RED, *values[17:])
     await conn.copy_records("wide", [values, empty, changed])
@@ -536,7 +536,7 @@ async def test_targets(conn: pgpoll.Connection, tmp_path: Path) -> None:
 
 async def test_left_before_its_end(conn: pgpoll.Connection) -> None:
     """Broken out of, closed, dropped, cancelled: the connection is of use at once, and what ran has been cancelled."""
-    endless = "copy (select repeat('x', 1000) from generate_series(1, 100000000)) to stdout"
+    endless = "copy (select repeat('x', 1000), generate_series(1, 100000000)) to stdout"
     began = asyncio.get_running_loop().time()
     async with conn.copy_out(endless) as chunks:
         async for _ in chunks:
@@ -625,7 +625,7 @@ async def test_queries_that_can_not_be_copied(conn: pgpoll.Connection) -> None:
     for sql in ("create temp table u ()", "insert into t values (1)", ""):
         with pytest.raises(pgpoll.Error):
             await anext(conn.copy_out_records(sql))
-    with pytest.raises(errors.SyntaxOrAccessError if hasattr(errors, "SyntaxOrAccessError") else pgpoll.ProgrammingError):
+    with pytest.raises(pgpoll.ProgrammingError, match="parameter"):
         await anext(conn.copy_out_records("select $1::int4"))
     with pytest.raises(pgpoll.ProgrammingError):
         await anext(conn.copy_out_records("select 1); drop table t; select (1"))

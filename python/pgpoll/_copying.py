@@ -97,6 +97,7 @@ def _feed(operation: core.Operation[Any], source: Any, progress: Progress | None
     while True:
         while not operation.feeds:
             if operation.stopped:
+                operation.finish_feed()  # has been looked at
                 return
             yield News(operation)
         try:
@@ -108,8 +109,7 @@ def _feed(operation: core.Operation[Any], source: Any, progress: Progress | None
             if progress is not None:
                 progress(getattr(source, "count", None), operation.copied)
         except Exception as error:
-            if not operation.stopped:
-                operation.fail_feed(f"{type(error).__name__} in the client")
+            operation.fail_feed(f"{type(error).__name__} in the client")
             while not operation.done():
                 yield News(operation)
             raise

@@ -43,8 +43,11 @@ bool may_feed(operation_object* self) {
   return false;
 }
 
+// Whoever feeds has looked, also where the server takes nothing any more.
 core::session* session_of(operation_object* self) {
-  if (self->driver == nullptr || !self->op->feeds()) return nullptr;
+  if (self->driver == nullptr) return nullptr;
+  self->driver->session->look(*self->op);
+  if (!self->op->feeds()) return nullptr;
   self->driver->unflushed = true;
   return self->driver->session;
 }

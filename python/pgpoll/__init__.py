@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pgpoll._listening import Notification
     from pgpoll._observing import Notice, RequestRecord
     from pgpoll._values import Interval, RawJson
-    from pgpoll.connection import Batch, BatchItem, Connection, Listener, Transaction, connect
+    from pgpoll.connection import Batch, BatchItem, Connection, CopyOut, Listener, Transaction, connect
     from pgpoll.core import Column, Record, Result
     from pgpoll.statement import Statement
     from pgpoll.stream import Stream
@@ -58,6 +58,7 @@ __all__ = [
     "CommitUnknown",
     "Connection",
     "ConnectionLost",
+    "CopyOut",
     "DataError",
     "DatabaseError",
     "Error",
@@ -94,6 +95,7 @@ _HOMES = {
     "BatchItem": "connection",
     "Column": "core",
     "Connection": "connection",
+    "CopyOut": "connection",
     "Interval": "_values",
     "Listener": "connection",
     "Notice": "_observing",

@@ -207,11 +207,11 @@ def executemany(
                 yield Call(partial(on_progress, answered))
             if operation.done():
                 break
-            if each and (exhausted := (yield Call(partial(operation.feed, pending)))):
+            if each and (exhausted := (yield Call(partial(operation.feed_rows, pending)))):
                 row = yield Item(source)
                 exhausted, pending = row is END, iter((row,))
             elif not each:
-                exhausted = yield Call(partial(operation.feed, source))
+                exhausted = yield Call(partial(operation.feed_rows, source))
                 flush()
         yield from ended(operation, flush)
         result: core.Result = operation.result()

@@ -8,6 +8,8 @@ Sources: PEP 249 "Exceptions"; PostgreSQL manual, "Error and Notice Message Fiel
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "BusyError",
     "DataError",
@@ -68,6 +70,15 @@ class DatabaseError(Error):
     source_file: str | None = None
     source_line: int | None = None
     source_function: str | None = None
+
+    @property
+    def copy_line(self) -> int | None:
+        """COPY FROM: the line, or the record, that the server could not take, counted from 1; None where it says none.
+
+        Read from `where`, which the server writes in its own language (lc_messages): in English here.
+        """
+        found = re.match(r"COPY .*?, line (\d+)", self.where or "", re.DOTALL)
+        return int(found[1]) if found is not None else None
 
     @property
     def message(self) -> str:

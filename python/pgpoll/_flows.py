@@ -44,6 +44,12 @@ class News(NamedTuple):
     operation: core.Operation[Any]
 
 
+class Sent(NamedTuple):
+    """Something was fed to this operation: let it leave, but wait for nothing."""
+
+    operation: core.Operation[Any]
+
+
 class Item(NamedTuple):
     """The next item of an iterator, in the asyncio face also of an asynchronous one; END where there is none."""
 
@@ -59,7 +65,7 @@ class Call(NamedTuple):
 END: Any = object()
 
 
-Step: TypeAlias = "Lookup | Control | Turn | News | Item | Call"
+Step: TypeAlias = "Lookup | Control | Turn | News | Sent | Item | Call"
 Flow: TypeAlias = Generator[Step, Any, T]
 
 

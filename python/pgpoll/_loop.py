@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import conninfo, core, errors
 from pgpoll._blocks import Blocks
-from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Step, resolve
+from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Sent, Step, resolve
 from pgpoll._listening import Listening, Mailbox
 from pgpoll._observing import SLICE_SECONDS, InLine, Notices, Observers, RequestRecord
 from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS, CancelRequest, Registration
@@ -242,12 +242,21 @@ class Driver:
         """Let others go on."""
         await asyncio.sleep(seconds)
 
+    def drop(self, block: Block) -> None:
+        """Let go of a channel now; what runs of it is cancelled at the server where that is called for."""
+        self.blocks.release(block)
+
     def inside(self, via: Block | None) -> bool:
         """Whether a request may go now; see Blocks.admits."""
         return self.blocks.admits(via, current_task(), carried())
 
     async def step(self, step: Step, expiry: _Expiry | None) -> Any:
         """What a flow waits for."""
+        if isinstance(step, Sent):
+            self.core._flush_soon()
+            return None
+        if expiry is not None and expiry.error is not None:
+            raise expiry.error
         if isinstance(step, Control):
             return await self.settled(step, expiry)
         if isinstance(step, Turn):
@@ -259,9 +268,9 @@ class Driver:
         if isinstance(step, News):
             return await self._news_of(step.operation, expiry)
         if isinstance(step, Item):
-            if hasattr(step.source, "__anext__"):
-                return await anext(step.source, END)
-            return next(step.source, END)
+            if not hasattr(step.source, "__anext__"):
+                return next(step.source, END)
+            return await (anext(step.source, END) if expiry is None else expiry.within(step.source))
         if isinstance(step, Call):
             return step.function()
         return await _look_up(step)
@@ -573,7 +582,18 @@ class _Expiry:
         self.awaited = awaited
         self._driver = driver
         self._seconds = seconds
+        self.error: errors.QueryTimeout | None = None  # the time was up while nothing was awaited that can be ended
         self._timer = driver.loop.call_later(seconds, self._expire)
+
+    async def within(self, source: Any) -> Any:
+        """The next item of a caller's asynchronous iterator, for as long as there is time."""
+        try:
+            async with asyncio.timeout_at(self._timer.when()) as limit:
+                return await anext(source, END)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise _timed_out("the request", self._seconds) from error
 
     def cancel(self) -> None:
         """It is not needed any more."""
@@ -581,12 +601,11 @@ class _Expiry:
 
     def _expire(self) -> None:
         awaited = self.awaited
-        if awaited is None or awaited.done():
-            return
-        if not self._driver.core.closed:
+        if awaited is not None and not awaited.done() and not self._driver.core.closed:
             self._driver.core._on_readable()  # the reply may be there already
-            if awaited.done():
-                return
+        if awaited is None or awaited.done():
+            self.error = _timed_out("the request", self._seconds)
+            return
         error = _timed_out("the request", self._seconds)
         if isinstance(awaited, core.Waiter):
             awaited.expire(error)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import core, errors
 from pgpoll._blocks import Blocks
-from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Step, entered, resolve
+from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Sent, Step, entered, resolve
 from pgpoll._listening import LEFT, Listening, Mailbox
 from pgpoll._observing import SLICE_SECONDS as NOTICES_SECONDS
 from pgpoll._observing import InLine, Notices, Observers, RequestRecord
@@ -201,6 +201,16 @@ class Driver:
         with self.mutex:
             self.blocks.check_outside(Turn(self.core.start_close, None, threading.current_thread(), 0.0), what)
 
+    def drop(self, block: Block) -> None:
+        """Let go of a channel now; what runs of it is cancelled at the server where that is called for."""
+        with self.mutex:
+            self.blocks.release(block)
+            if not self._driving and self._cancel is None and not self.core.closed:
+                if self.core.cancel_wanted() == core.NOW:
+                    self._cancel_abandoned()
+                else:
+                    self.core.flush()
+
     def doom(self, block: Block) -> None:
         """Roll a block back, or let go of a channel, from wherever its end was noticed; what that needs leaves now."""
         self.apart(partial(self.blocks.doom, block))
@@ -269,6 +279,10 @@ class Driver:
                 self._wait_in_core(step.operation, _left(deadline, timeout))
                 self._grant_wish()
                 self._settle()
+            return None
+        if isinstance(step, Sent):
+            if not step.operation.done() and not step.operation.stirred:
+                self._wait_in_core(step.operation, 0.0)
             return None
         assert isinstance(step, (Item, Call))
         self.mutex.release()  # a caller's code may take its time

@@ -18,9 +18,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from pgpoll import _batches, _flows, _loop, _two_phase
+from pgpoll import _batches, _copying, _flows, _loop, _two_phase
+from pgpoll._copying import CopyOut
 from pgpoll._facts import Facts
 from pgpoll._listening import LEFT, NEW, Listens, Notification
 from pgpoll._observing import Observers
@@ -35,11 +36,12 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pgpoll import core
+    from pgpoll._copying import Progress
     from pgpoll._observing import Notice, RequestRecord
 
 T = TypeVar("T")
 
-__all__ = ["Batch", "BatchItem", "Connection", "Listener", "Transaction", "connect"]
+__all__ = ["Batch", "BatchItem", "Connection", "CopyOut", "Listener", "Transaction", "connect"]
 
 
 class Verbs(Facts):
@@ -139,6 +141,91 @@ class Verbs(Facts):
         each wait. See Stream.
         """
         return Stream(self, sql, args, prefetch, timeout, caller())
+
+    async def copy_in(
+        self,
+        sql: str,
+        source: Any,
+        *,
+        on_progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> core.Result:
+        """Run a COPY ... FROM STDIN whose data, in text, CSV or binary as `sql` says, comes from `source`; its Result.
+
+        `source` is bytes (or what has its memory in a buffer), a pathlib.Path, a binary file, or an iterable, also an asynchronous one, of
+        bytes, cut anywhere; it is read only as fast as the server takes it. Where it raises nothing is copied, and its
+        own error is raised; where the server fails it is read no further, and the error's `copy_line` says where.
+        Until the end the connection is the COPY's: others wait, and a source that uses it gets InterfaceError.
+
+        `on_progress(rows, bytes)` is called after each slice of the data, with None for the rows; what it raises ends
+        the COPY. `timeout` is in seconds, the source's own waits included. Raises InterfaceError for a source of str, or an sql that is
+        no COPY ... FROM STDIN.
+        """
+        flow = _copying.copy_in(self._driver, self._via, sql, source, on_progress, asynchronous=True)
+        return await self._driver.run(flow, timeout)
+
+    async def copy_records(
+        self,
+        table: str,
+        records: Any,
+        columns: Iterable[str] | None = None,
+        schema: str | None = None,
+        *,
+        on_progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> core.Result:
+        """Copy records into a table, in the binary format: a Result, whose `rowcount` says how many.
+
+        `records` is an iterable, or an asynchronous one, of sequences (tuples, lists, Records), mappings or dataclasses; of the last two the
+        values are taken by the columns' names. `table` is one identifier, and so is `schema`: both are quoted. Without
+        `columns` all are written that can be, in their order; generated ones can't.
+
+        Values are taken as `execute` takes them for parameters of the columns' types. The first that doesn't fit raises
+        DataError, which names the record (counted from 1), the column and the types, and nothing is copied. A column of
+        a type that the driver can't write in binary raises InterfaceError. `on_progress(rows, bytes)` and the rest are
+        as for `copy_in`.
+        """
+        flow = _copying.copy_records(
+            self._driver, self._via, (schema, table), columns, records, on_progress, asynchronous=True
+        )
+        return await self._driver.run(flow, timeout)
+
+    @overload
+    def copy_out(
+        self, sql: str, to: None = None, *, on_progress: Progress | None = None, timeout: float | None = None
+    ) -> CopyOut: ...
+    @overload
+    def copy_out(
+        self, sql: str, to: Any, *, on_progress: Progress | None = None, timeout: float | None = None
+    ) -> Coroutine[Any, Any, core.Result]: ...
+    def copy_out(
+        self, sql: str, to: Any = None, *, on_progress: Progress | None = None, timeout: float | None = None
+    ) -> CopyOut | Coroutine[Any, Any, core.Result]:
+        """Run a COPY ... TO STDOUT: an asynchronous iterator of what comes, as bytes, and a context manager.
+
+        The bytes are cut anywhere; with FORMAT text or CSV usually between two lines. No more than about 1 MiB is kept
+        for a slow consumer: the server waits. With `to`, a pathlib.Path or a binary file, all is written there instead,
+        and awaiting this call gives the Result; a Path is made when the first bytes, or the end, have come.
+
+        The connection is the COPY's until its end; leaving the block, or dropping the iterator, ends it at once.
+        `on_progress(rows, bytes)` is called as data comes, with None for the rows. `timeout`, in seconds, is for each
+        wait of the iterator, or for all with `to`. Raises InterfaceError for an sql that is no COPY ... TO STDOUT.
+        """
+        if to is None:
+            return CopyOut(self, sql, on_progress, timeout, decoded=False)
+        copy: CopyOut = CopyOut(self, sql, on_progress, None, decoded=False)
+        return self._driver.run(copy._written(to), timeout)
+
+    def copy_out_records(
+        self, sql: str, *, on_progress: Progress | None = None, timeout: float | None = None
+    ) -> CopyOut[core.Record]:
+        """The rows of a query as Records, by COPY in the binary format: an asynchronous iterator and a context manager.
+
+        For a query without parameters, or a COPY ... TO STDOUT without options. Nothing but a bounded part is in memory
+        at once. Columns of types that the driver knows in text only are str, as everywhere. `on_progress(rows, bytes)`,
+        `timeout` and the rest are as for `copy_out`. A value that can't be decoded raises DataError and ends the COPY.
+        """
+        return CopyOut(self, sql, on_progress, timeout, decoded=True)
 
     def transaction(
         self, *, isolation: str | None = None, readonly: bool | None = None, deferrable: bool | None = None

@@ -292,7 +292,7 @@ class Operation(Generic[_T_co]):
         Raises as start_execute() does, and the batch is what it was. Bad arguments of a statement that is not known yet
         end the batch, and so does any error: what is added after that is skipped.
         """
-    def feed(self, rows: Iterator[Any], /) -> bool:
+    def feed_rows(self, rows: Iterator[Any], /) -> bool:
         """Of an executemany: take from `rows` as many as there is room for; True once it has no more.
 
         A row is a tuple, a list or a Record. Nothing is taken while the operation has not stirred. Where `rows` raises,
@@ -418,7 +418,7 @@ class _Driver:
     def start_batch(self) -> Operation[None]:
         """Many items under one Sync, all or none: add() them, end() it, and take each by item()."""
     def start_executemany(self, sql: str, /) -> Operation[Result[Any]]:
-        """One statement for many rows, all or none: feed() them whenever it has stirred, then end() it.
+        """One statement for many rows, all or none: feed_rows() them whenever it has stirred, then end() it.
 
         Its result has all rows, and their number together. Without rows nothing is sent.
         """

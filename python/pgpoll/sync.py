@@ -20,9 +20,10 @@ import threading
 import warnings
 from functools import partial
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from pgpoll import _batches, _two_phase, conninfo
+from pgpoll import _batches, _copying, _two_phase, conninfo
+from pgpoll._copying import BlockingCopyOut
 from pgpoll._facts import Facts
 from pgpoll._flows import Flow, finish, leave, start, started
 from pgpoll._listening import LEFT, NEW, Listens, Notification
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pgpoll import core
+    from pgpoll._copying import Progress
     from pgpoll._observing import Notice, RequestRecord
 
 T = TypeVar("T")
@@ -108,6 +110,57 @@ class _Verbs(Facts):
     ) -> Stream[core.Record]:
         """See pgpoll.Connection.stream."""
         return Stream(self, sql, args, prefetch, timeout, caller())
+
+    def copy_in(
+        self,
+        sql: str,
+        source: Any,
+        *,
+        on_progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> core.Result:
+        """See pgpoll.Connection.copy_in. While the source computes, other threads may use the connection's mutex."""
+        flow = _copying.copy_in(self._driver, self._via, sql, source, on_progress, asynchronous=False)
+        return self._driver.run(flow, timeout)
+
+    def copy_records(
+        self,
+        table: str,
+        records: Any,
+        columns: Iterable[str] | None = None,
+        schema: str | None = None,
+        *,
+        on_progress: Progress | None = None,
+        timeout: float | None = None,
+    ) -> core.Result:
+        """See pgpoll.Connection.copy_records."""
+        flow = _copying.copy_records(
+            self._driver, self._via, (schema, table), columns, records, on_progress, asynchronous=False
+        )
+        return self._driver.run(flow, timeout)
+
+    @overload
+    def copy_out(
+        self, sql: str, to: None = None, *, on_progress: Progress | None = None, timeout: float | None = None
+    ) -> BlockingCopyOut: ...
+    @overload
+    def copy_out(
+        self, sql: str, to: Any, *, on_progress: Progress | None = None, timeout: float | None = None
+    ) -> core.Result: ...
+    def copy_out(
+        self, sql: str, to: Any = None, *, on_progress: Progress | None = None, timeout: float | None = None
+    ) -> BlockingCopyOut | core.Result:
+        """See pgpoll.Connection.copy_out: an iterator of bytes; with `to` its Result, once all is written."""
+        if to is None:
+            return BlockingCopyOut(self, sql, on_progress, timeout, decoded=False)
+        copy: BlockingCopyOut = BlockingCopyOut(self, sql, on_progress, None, decoded=False)
+        return self._driver.run(copy._written(to), timeout)
+
+    def copy_out_records(
+        self, sql: str, *, on_progress: Progress | None = None, timeout: float | None = None
+    ) -> BlockingCopyOut[core.Record]:
+        """See pgpoll.Connection.copy_out_records: an iterator of Records."""
+        return BlockingCopyOut(self, sql, on_progress, timeout, decoded=True)
 
     def transaction(
         self, *, isolation: str | None = None, readonly: bool | None = None, deferrable: bool | None = None

@@ -76,7 +76,7 @@ exchange session::execute(operation_ptr op, statement_ptr prepared, std::string 
   if (end.type == backend::command_complete) {
     result.tag = command_tag(end);
   } else if (prepared->verb == verb::copy) {
-    co_await refuse_copy(end);
+    co_await refuse_copy(end, refusal_of(end));
   } else {
     expect(end, backend::empty_query_response).read("EmptyQueryResponse").end();
   }
@@ -234,7 +234,7 @@ exchange session::script(operation_ptr op) {
         break;
       case backend::copy_in_response:
       case backend::copy_out_response:
-        co_await refuse_copy(got);
+        co_await refuse_copy(got, refusal_of(got));
         break;
       default:
         if (!answered) expect(got, backend::command_complete);
@@ -265,16 +265,26 @@ void session::await_copy(exchange_promise& p) {
   p.sync_waits = true;
 }
 
+const char* session::refusal_of(const wire::message& copy_response) {
+  return copy_response.type == backend::copy_in_response
+             ? "COPY FROM STDIN can't be executed: use copy_in() or copy_records()"
+             : "COPY TO STDOUT can't be executed: use copy_out() or copy_out_records()";
+}
+
 // COPY is not what this verb does: the server is told to stop, or is drained, and the request fails at its
 // ReadyForQuery.
-step<bool> session::refuse_copy(wire::message response) {
+step<bool> session::refuse_copy(wire::message response, const char* why) {
   const bool in = response.type == backend::copy_in_response;
-  if (!in) expect(response, backend::copy_out_response);
+  const bool over = response.type == backend::command_complete;
+  if (!in && !over) expect(response, backend::copy_out_response);
   auto refusal = std::make_shared<failure>();
   refusal->kind = failure::kind::misuse;
-  refusal->message = in ? "COPY FROM STDIN can't be executed: use copy_in() or copy_records()"
-                        : "COPY TO STDOUT can't be executed: use copy_out() or copy_out_records()";
+  refusal->message = why;
   fail_later(*running_, refusal);
+  if (over) {
+    command_tag(response);
+    co_return true;
+  }
   if (in) {
     out().copy_fail(refusal->message);
     sync(*running_);

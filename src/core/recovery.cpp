@@ -18,7 +18,8 @@ bool runs_statement(const operation& op) {
 bool cancellable(const operation& op) {
   if (op.portal && (op.portal->spared || op.portal->suspended)) return false;
   return runs_statement(op) || op.kind == operation::kind::prepare || op.kind == operation::kind::script ||
-         op.kind == operation::kind::batch;
+         op.kind == operation::kind::batch || op.kind == operation::kind::copy_in ||
+         op.kind == operation::kind::copy_out;
 }
 
 }  // namespace
@@ -36,6 +37,7 @@ cancel_wish session::cancel_wanted() const {
   if (abandoned_head() == 0) return cancel_wish::none;
   if (cancelling_ == cancelling::drain) return cancel_wish::grace;
   if (cancelling_ != cancelling::no) return cancel_wish::none;
+  if (replies_.front()->copy_failed) return cancel_wish::grace;  // CopyFail ends it, as a rule
   const bool alone = std::all_of(replies_.begin(), replies_.end(), [](const auto* each) {
     const auto kind = each->op->kind;  // close doesn't wait for such, nobody waits for close_portal
     return each->op->abandoned || kind == operation::kind::close || kind == operation::kind::close_portal;

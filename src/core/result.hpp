@@ -187,6 +187,8 @@ struct operation {
     script,
     command,
     batch,
+    copy_in,
+    copy_out,
     stream,
     fetch,
     close_portal,
@@ -195,24 +197,31 @@ struct operation {
     drain
   };
   enum class state { pending, succeeded, failed, cancelled };
+  enum class feeding { not_begun, open, ended, stopped };  // of copy_in: by finish or fail, or by the server
 
   kind kind = kind::execute;
   state state = state::pending;
+  feeding feeding = feeding::not_begun;
   bool written = false;     // pending: it can't be taken back. Done: a byte of it had left, it is not safe to retry
   bool abandoned = false;   // nobody waits any more
   bool again = false;       // it failed for no fault of its own, and runs a second time
   bool stirred = false;     // a channel: there is something to take, or room to feed; nobody has looked yet
   bool full = false;        // a channel: it holds what it may, so that nothing more is read
+  bool crowded = false;     // copy_in: so much is unsent that its face waits until it stirs
   std::string sql;          // as it was given; empty where a statement was
+  std::string query;        // copy_in, copy_out: described in the same flight; empty for none
   statement_ptr statement;  // execute and prepare: the description
-  std::vector<raw_result> results;       // execute, stream, fetch: one; script: one a statement; batch: one an item
+  std::vector<raw_result> results;       // of all, one; but script: one a statement, batch: one an item
   std::unique_ptr<core::portal> portal;  // stream, fetch, close_portal
   std::shared_ptr<batch_state> batch;    // of a batch
+  std::string data;                      // copy_out: what has come and was not taken
+  std::uint64_t copied = 0;              // bytes of data, so far
   std::uint64_t reply_bytes = 0;         // so far, whole messages; asynchronous ones are not of the reply
   failure_ptr error;                     // where failed
   void* owner = nullptr;                 // the face's handle; the core never looks at it
   exchange_promise* exchange = nullptr;  // its dialogue while that lasts
 
+  bool feeds() const { return feeding == feeding::open; }  // the server takes data, and nobody has ended it
   bool done() const { return state != state::pending; }
 };
 using operation_ptr = std::shared_ptr<operation>;

@@ -107,6 +107,20 @@ operation_ptr session::start_command(std::string sql, preamble first) {
   return op->done() ? op : begin(op, command(op), std::move(first));
 }
 
+operation_ptr session::start_copy_in(std::string sql, std::string query) {
+  auto op = admit(operation::kind::copy_in);
+  op->sql = std::move(sql);
+  op->query = std::move(query);
+  return op->done() ? op : begin(op, copy_in(op));
+}
+
+operation_ptr session::start_copy_out(std::string sql, std::string query) {
+  auto op = admit(operation::kind::copy_out);
+  op->sql = std::move(sql);
+  op->query = std::move(query);
+  return op->done() ? op : begin(op, copy_out(op));
+}
+
 operation_ptr session::start_cancel(cancel_key key) {
   auto op = admit(operation::kind::cancel);
   if (op->done()) return op;
@@ -140,6 +154,7 @@ void session::abandon(operation& op) {
   auto& p = *op.exchange;
   if (p.op.get() != &op) return;  // of a preamble: the request goes on
   for (auto& result : op.results) result.rows = {};
+  op.data = {};
   switch (op.kind) {
     case operation::kind::close:
     case operation::kind::cancel:
@@ -151,6 +166,7 @@ void session::abandon(operation& op) {
     default:
       break;
   }
+  if (op.feeds()) return fail_feed(op, "the client gave up");
   if (p.wait == waiting::write_turn || (!p.in_replies && (p.wait == waiting::arguments || op.batch))) {
     finish(p, operation::state::cancelled);
   } else if (op.batch) {
@@ -266,6 +282,8 @@ void session::finish(exchange_promise& p, enum operation::state outcome, failure
   const auto first_byte = p.first_byte;
   detach(p);
   op->exchange = nullptr;
+  if (op->feeds()) op->feeding = operation::feeding::stopped;
+  op->full = op->crowded = false;
   op->written = op->again || (first_byte && outbound_.sent_total() > *first_byte);
   if (op->kind == operation::kind::close) {  // however it went, the connection is closed
     outcome = operation::state::succeeded;
@@ -339,10 +357,10 @@ void session::end_by_peer() {
 
 // ---- the pump
 
-template <typename Work>
-void session::guarded(Work work) {
+// What the work of guarded() has thrown.
+void session::fail_for_thrown() {
   try {
-    work();
+    throw;
   } catch (const wire::protocol_violation& violation) {
     fail_all(ending(failure::kind::protocol, violation.what()));
   } catch (const authentication_error& error) {
@@ -386,6 +404,7 @@ void session::eof() {
 
 void session::sent(std::size_t size) {
   outbound_.sent(size);
+  if (writer_ != nullptr && writer_->op->crowded) make_room();
 }
 
 bool session::wants_pump() const {
@@ -577,6 +596,7 @@ void session::server_error(exchange_promise& p, const wire::message& got) {
   const bool first = p.op->batch && !p.draining && blame_item(p);
   if (!p.error || ends || first) p.error = failure_of(failure::kind::server, std::string(fields->field('M')), fields);
   p.draining = true;
+  if (p.op->feeds()) stop_feed(*p.op);
   note_dropped(p, *fields);
   if (ends) {
     fatal_ = std::move(fields);

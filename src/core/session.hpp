@@ -90,6 +90,8 @@ class session {
   operation_ptr start_command(std::string sql, preamble first = {});
   operation_ptr start_batch();                       // items are added, and ended, by what follows (batch.cpp)
   operation_ptr start_executemany(std::string sql);  // a channel: it stirs while it may be fed
+  operation_ptr start_copy_in(std::string sql, std::string query = {});
+  operation_ptr start_copy_out(std::string sql, std::string query = {});
 
   // Rows in parts. A stream is a channel: at most `credit` rows come, and so many more as are granted; 0: all, as far
   // as the face takes them. It ends with its statement. open and fetch are requests of `limit` rows each, of a portal
@@ -151,6 +153,13 @@ class session {
   void look(operation& op);
   bool reads() const;  // false: a channel is full, and nothing more is to be received before its face takes some of it
 
+  // COPY (copy.cpp). What is fed goes straight into the outbound bytes; false: so much is unsent that no more should
+  // follow before it stirs, or the server has ended the COPY. Each of these does nothing where it doesn't feed.
+  bool feed(operation& op, std::string_view data);
+  void finish_feed(operation& op);
+  void fail_feed(operation& op, std::string_view reason);  // the server answers with an error that says so
+  std::string take_data(operation& op);                    // what has come
+
   bool open() const { return state_ == state::ready; }  // connected, and accepts requests
   bool accepting() const { return state_ == state::fresh || state_ == state::starting || state_ == state::ready; }
   bool ended() const { return state_ == state::ended; }
@@ -195,13 +204,15 @@ class session {
   enum class state { fresh, starting, ready, closing, ended };
   enum class cancelling { no, socket_open, drain, draining };
 
-  // The dialogues, one coroutine each: startup.cpp, execute.cpp.
+  // The dialogues, one coroutine each: startup.cpp, execute.cpp, copy.cpp.
   exchange startup(operation_ptr op);
   exchange execute(operation_ptr op, statement_ptr prepared = nullptr, std::string arguments = {});
   exchange prepare_statement(operation_ptr op);
   exchange script(operation_ptr op);
   exchange command(operation_ptr op);
   exchange batch(operation_ptr op);
+  exchange copy_in(operation_ptr op);
+  exchange copy_out(operation_ptr op);
   exchange drain_stray_cancel(operation_ptr op);
   exchange cancel(operation_ptr op, cancel_key key);
   exchange close(operation_ptr op);
@@ -221,8 +232,12 @@ class session {
   step<bool> authenticate_scram(std::string_view mechanisms);
   bool write_preamble(exchange_promise& p);  // false: it fails instead, and nothing is written
   step<bool> read_preamble();
-  step<bool> refuse_copy(wire::message response);
+  step<wire::message> copy_response(operation& op);
+  step<bool> refuse_copy(wire::message response, const char* why);
+  static const char* refusal_of(const wire::message& copy_response);
   void await_copy(exchange_promise& p);
+  void stop_feed(operation& op);
+  void make_room();
 
   // What a dialogue awaits. Each awaiter suspends the running exchange until pump() can go on with it.
   struct write_turn_awaiter;
@@ -260,7 +275,14 @@ class session {
   operation_ptr admit(enum operation::kind kind);
   operation_ptr begin(operation_ptr op, exchange dialogue, preamble first = {});
   template <typename Work>
-  void guarded(Work work);
+  void guarded(Work work) {
+    try {
+      work();
+    } catch (...) {
+      fail_for_thrown();
+    }
+  }
+  void fail_for_thrown();
   void run(exchange_promise& p);
   void finish(exchange_promise& p, enum operation::state outcome, failure_ptr error = nullptr);
   void finish_command(exchange_promise& p, enum operation::state outcome, failure_ptr error = nullptr);

@@ -220,7 +220,7 @@ PyObject* feed(PyObject* object, PyObject* rows) {
   return guarded([&]() -> PyObject* {
     auto* self = self_of(object);
     if (!check_batch(self, true)) return nullptr;
-    if (!PyIter_Check(rows)) return raise_interface_error("feed() takes an iterator: use iter()");
+    if (!PyIter_Check(rows)) return raise_interface_error("feed_rows() takes an iterator: use iter()");
     auto held = ref::borrow(object);
     if (!is_live(self)) Py_RETURN_FALSE;
     if (!self->driver->session->may_feed(*self->op)) {
@@ -295,7 +295,7 @@ int traverse_batch(operation_object* handle, visitproc visit, void* arg) {
 
 PyMethodDef batch_add = {"add", method(add), METH_FASTCALL,
                          "add(sql, args=()): one more item of a batch, whose number it gives."};
-PyMethodDef batch_feed = {"feed", feed, METH_O,
+PyMethodDef batch_feed = {"feed_rows", feed, METH_O,
                           "Takes as many rows of an iterator as there is room for; True once it has no more."};
 PyMethodDef batch_end = {"end", end, METH_NOARGS, "The batch, or executemany, has no more items."};
 PyMethodDef batch_item = {"item", method(item), METH_FASTCALL,

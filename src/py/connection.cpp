@@ -62,6 +62,11 @@ PyObject* start_execute_method(PyObject* object, PyObject* const* args, Py_ssize
   return guarded([&] { return start_execute(driver_of(object), args, count); });
 }
 
+template <PyObject* (*Start)(driver_object*, PyObject* const*, Py_ssize_t)>
+PyObject* start_with(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+  return guarded([&] { return Start(driver_of(object), args, count); });
+}
+
 template <PyObject* (*Start)(driver_object*, PyObject*)>
 PyObject* start_sql(PyObject* object, PyObject* sql) {
   return guarded([&] { return Start(driver_of(object), sql); });
@@ -263,7 +268,9 @@ PyMethodDef methods[] = {
     {"_start_behind", start_sql<start_behind>, METH_VARARGS,
      "_start_behind(commands, outermost, start): a block begins."},
     {"start_batch", start_batch_method, METH_NOARGS, "Many items under one Sync: add() and end() them."},
-    {"start_executemany", start_sql<start_executemany>, METH_O, "One statement for many rows: feed() and end() it."},
+    {"start_executemany", start_sql<start_executemany>, METH_O, "One statement for many rows: feed_rows() and end() it."},
+    {"start_copy_in", method(start_with<start_copy_in>), METH_FASTCALL, "COPY FROM STDIN, to be fed."},
+    {"start_copy_out", method(start_with<start_copy_out>), METH_FASTCALL, "COPY TO STDOUT, to be taken from."},
     {"start_close", start_close_method, METH_NOARGS, "Serves what was accepted, then ends the connection."},
     {"start_cancel", start_cancel_method, METH_NOARGS, "A CancelRequest on its own socket: a Cancel."},
     {"poll", poll, METH_NOARGS, "All the progress that can be made without blocking: flags."},

@@ -356,6 +356,32 @@ PyObject* start_executemany(driver_object* driver, PyObject* sql) {
   });
 }
 
+// What is no COPY is refused here, before anything of it is sent: nobody would feed it, or take what it gives.
+template <class Begin>
+static PyObject* start_copy(driver_object* driver, PyObject* const* given, Py_ssize_t count, const char* verb,
+                            Begin begin) {
+  if (count < 1 || count > 2) return PyErr_Format(PyExc_TypeError, "%s(sql, query='')", verb);
+  std::string_view text;
+  std::string_view query;
+  if (!read_sql(given[0], text) || (count == 2 && !read_sql(given[1], query))) return nullptr;
+  if (core::verb_of(text) != core::verb::copy)
+    return raise_interface_error(std::string(verb) + "() takes a COPY statement: sql does not begin with COPY");
+  if (!may_start_request(driver)) return nullptr;
+  return start(driver, given[0], [&](operation_object*) { return begin(std::string(text), std::string(query)); });
+}
+
+PyObject* start_copy_in(driver_object* driver, PyObject* const* given, Py_ssize_t count) {
+  return start_copy(driver, given, count, "copy_in", [&](std::string sql, std::string query) {
+    return driver->session->start_copy_in(std::move(sql), std::move(query));
+  });
+}
+
+PyObject* start_copy_out(driver_object* driver, PyObject* const* given, Py_ssize_t count) {
+  return start_copy(driver, given, count, "copy_out", [&](std::string sql, std::string query) {
+    return driver->session->start_copy_out(std::move(sql), std::move(query));
+  });
+}
+
 PyObject* start_close(driver_object* driver) {
   if (!check_process(driver)) return nullptr;
   if (driver->session->ended()) return raise_interface_error("the connection is closed" + reason(*driver->session));

@@ -73,6 +73,8 @@ PyObject* start_script(driver_object* driver, PyObject* sql);
 PyObject* start_command(driver_object* driver, PyObject* sql);
 PyObject* start_batch(driver_object* driver);
 PyObject* start_executemany(driver_object* driver, PyObject* sql);
+PyObject* start_copy_in(driver_object* driver, PyObject* const* given, Py_ssize_t count);   // sql, query = ""
+PyObject* start_copy_out(driver_object* driver, PyObject* const* given, Py_ssize_t count);  // sql, query = ""
 PyObject* start_close(driver_object* driver);
 
 // _start_behind(commands, outermost, start): what start() starts, with `commands` in front of it under its Sync; a list

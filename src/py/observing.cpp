@@ -35,6 +35,8 @@ bool is_request(const core::operation& op) {
     case kind::script:
     case kind::command:
     case kind::batch:
+    case kind::copy_in:
+    case kind::copy_out:
     case kind::stream:
     case kind::fetch:
       return true;

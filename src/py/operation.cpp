@@ -5,6 +5,7 @@
 #include "py/awaitable.hpp"
 #include "py/batch.hpp"
 #include "py/codecs/codecs.hpp"
+#include "py/copying.hpp"
 #include "py/errors.hpp"
 #include "py/observing.hpp"
 #include "py/plan.hpp"
@@ -48,6 +49,12 @@ PyObject* build_result(operation_object* self) {
       if (self->want != wanted::result) return build_gathered(self);
       if (op.results.empty()) op.results.emplace_back();
       return result_new(std::move(op.results.front()), false);
+    case kind::copy_in:
+    case kind::copy_out: {  // what is left of it: its tag
+      core::raw_result left;
+      if (!op.results.empty()) left.tag = op.results.back().tag;
+      return result_new(std::move(left), false);
+    }
     case kind::script:
       return build_script(op.results);
     case kind::prepare:
@@ -212,18 +219,6 @@ PyGetSetDef properties[] = {
     {"connection", connection, nullptr, "Its Connection or Session; None once that is gone.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
-PyType_Slot slots[] = {{Py_tp_dealloc, slot(dealloc)},
-                       {Py_tp_traverse, slot(traverse)},
-                       {Py_tp_clear, slot(clear)},
-                       {Py_tp_methods, nullptr},  // register_operation() has them
-                       {Py_tp_getset, properties},
-                       {Py_tp_doc, const_cast<char*>("One request, from start to outcome.")},
-                       {0, nullptr}};
-
-PyType_Spec spec = {
-    "pgpoll.core.Operation", sizeof(operation_object), 0,
-    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
-
 }  // namespace
 
 PyTypeObject* operation_type() {
@@ -347,12 +342,24 @@ PyObject* operation_result(operation_object* handle) {
 }
 
 int register_operation(PyObject* module) {
-  static std::vector<PyMethodDef> all;
-  for (const auto* table : {methods, row_methods})
-    for (const auto* each = table; each->ml_name != nullptr; ++each) all.push_back(*each);
-  all.push_back({});
-  for (auto& each : slots)
-    if (each.slot == Py_tp_methods) each.pfunc = all.data();
+  static std::vector<PyMethodDef> all_methods;
+  for (const auto* table : {methods, row_methods, copy_methods})
+    for (const auto* each = table; each->ml_name != nullptr; ++each) all_methods.push_back(*each);
+  all_methods.push_back({});
+  static std::vector<PyGetSetDef> all_properties;
+  for (const auto* table : {properties, copy_properties})
+    for (const auto* each = table; each->name != nullptr; ++each) all_properties.push_back(*each);
+  all_properties.push_back({});
+  PyType_Slot slots[] = {{Py_tp_dealloc, slot(dealloc)},
+                         {Py_tp_traverse, slot(traverse)},
+                         {Py_tp_clear, slot(clear)},
+                         {Py_tp_methods, all_methods.data()},
+                         {Py_tp_getset, all_properties.data()},
+                         {Py_tp_doc, const_cast<char*>("One request, from start to outcome.")},
+                         {0, nullptr}};
+  PyType_Spec spec = {
+      "pgpoll.core.Operation", sizeof(operation_object), 0,
+      Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
   the_operation_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&spec));
   return the_operation_type == nullptr ? -1 : PyModule_AddType(module, the_operation_type);
 }

@@ -64,6 +64,11 @@ PyObject* start_execute_method(PyObject* object, PyObject* const* args, Py_ssize
   return guarded([&] { return start_execute(driver_of(object), args, count); });
 }
 
+template <PyObject* (*Start)(driver_object*, PyObject* const*, Py_ssize_t)>
+PyObject* start_with(PyObject* object, PyObject* const* args, Py_ssize_t count) {
+  return guarded([&] { return Start(driver_of(object), args, count); });
+}
+
 PyObject* receive(PyObject* object, PyObject* args) {
   Py_buffer bytes;
   if (!PyArg_ParseTuple(args, "y*:receive", &bytes)) return nullptr;
@@ -220,6 +225,8 @@ PyMethodDef methods[] = {
      "_start_behind(commands, outermost, start): a block begins."},
     {"start_batch", start_plain<start_batch>, METH_NOARGS, nullptr},
     {"start_executemany", start_sql<start_executemany>, METH_O, nullptr},
+    {"start_copy_in", method(start_with<start_copy_in>), METH_FASTCALL, nullptr},
+    {"start_copy_out", method(start_with<start_copy_out>), METH_FASTCALL, nullptr},
     {"start_close", start_plain<start_close>, METH_NOARGS, nullptr},
     {"receive", receive, METH_VARARGS, "Takes bytes of the server, and pumps."},
     {"eof", eof, METH_NOARGS, "The server has closed its side."},

@@ -50,9 +50,15 @@ PyObject* decode_one(PyObject*, PyObject* const* args, Py_ssize_t n) {
   });
 }
 
+PyObject* binary(PyObject*, PyObject* argument) {
+  std::uint32_t oid = 0;
+  return type_argument(argument, oid) ? PyBool_FromLong(decodes_binary(oid)) : nullptr;
+}
+
 PyMethodDef functions[] = {
     {"_encode", method(encode_one), METH_FASTCALL,
      "_encode(type_oid, value) -> bytes | None: a parameter as it is sent. Internal, for tests."},
+    {"_binary", binary, METH_O, "_binary(type_oid) -> bool: whether such values are exchanged in binary. Internal."},
     {"_decode", method(decode_one), METH_FASTCALL,
      "_decode(type_oid, data: bytes) -> object: a value as it is received. Internal, for tests."},
     {}};

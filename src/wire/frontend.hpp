@@ -99,6 +99,13 @@ class frontend {
     return end(at);
   }
 
+  frontend& copy_data(std::string_view data) {
+    check(data.size() + 8);
+    auto at = begin('d');
+    out_.append(data);
+    return end(at);
+  }
+  frontend& copy_done() { return empty('c'); }
   frontend& copy_fail(std::string_view reason) { return text('f', reason); }
   frontend& flush() { return empty('H'); }
   frontend& sync() { return empty('S'); }

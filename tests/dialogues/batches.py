@@ -54,7 +54,7 @@ def end(run: Run) -> None:
 def feed(*rows: Any) -> Any:
     def act(run: Run) -> None:
         iterator = iter(rows)
-        while not run.operations["b"].feed(iterator):
+        while not run.operations["b"].feed_rows(iterator):
             run.client.pump()
 
     return act
@@ -497,10 +497,10 @@ def many_rows_of_a_new_statement() -> Script:
     rows = iter([(1,), [2]])
     return (
         many()
-        .act(lambda run: check(run.operations["b"].feed(rows), exhausted=False))
+        .act(lambda run: check(run.operations["b"].feed_rows(rows), exhausted=False))
         .expect(*NEW)
         .send(described(parameters=(INT4,)))
-        .act(lambda run: check(run.operations["b"].feed(rows), exhausted=True))
+        .act(lambda run: check(run.operations["b"].feed_rows(rows), exhausted=True))
         .expect(row(1), "Execute", row(2), "Execute")
         .act(end)
         .expect("Sync")
@@ -528,7 +528,7 @@ def no_rows_at_all() -> Script:
 @dialogue
 def many_rows_with_returning() -> Script:
     sql = "insert into t values ($1) returning i, t"
-    script = many(sql=sql).act(lambda run: check(run.operations["b"].feed(iter([(1,)])), exhausted=False))
+    script = many(sql=sql).act(lambda run: check(run.operations["b"].feed_rows(iter([(1,)])), exhausted=False))
     script.expect(*NEW).send(described("i", column("t", TEXT, -1), parameters=(INT4,)))
     script.act(feed((2,), (3,))).expect(*ITEM, *ITEM, *ITEM).act(end).expect("Sync")
     for number in (1, 2, 3):
@@ -542,7 +542,7 @@ def many_rows_in_windows_of_two() -> Script:
     rows = iter([(1,), (2,), (3,)])
 
     def feed_on(*, exhausted: bool = False) -> Any:
-        return lambda run: check(run.operations["b"].feed(rows), exhausted=exhausted)
+        return lambda run: check(run.operations["b"].feed_rows(rows), exhausted=exhausted)
 
     return (
         many(knows_insert(max_pipeline=2))
@@ -597,7 +597,7 @@ def many_rows_behind_a_description() -> Script:
     """It may be fed when the writer is its own."""
     rows = iter([(1,)])
     script = knows_insert().start("new", "execute", "select 2").start("b", "executemany", INSERT)
-    script.act(lambda run: check(run.operations["b"].feed(rows), exhausted=False)).expect(*NEW)
+    script.act(lambda run: check(run.operations["b"].feed_rows(rows), exhausted=False)).expect(*NEW)
     script.send(described("two")).expect(*KNOWN)
-    script.act(lambda run: check(run.operations["b"].feed(rows), exhausted=True)).act(end).expect(*ITEM, "Sync")
+    script.act(lambda run: check(run.operations["b"].feed_rows(rows), exhausted=True)).act(end).expect(*ITEM, "Sync")
     return script.send(bind_complete(), selected(2), ready_for_query(), DONE, ready_for_query())

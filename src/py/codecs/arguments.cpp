@@ -1,4 +1,6 @@
 // Bind's parameter section: which formats, each value with its length, and what a refusal says.
+#include <algorithm>
+
 #include "py/codecs/codec.hpp"
 #include "py/codecs/codecs.hpp"
 #include "py/errors.hpp"
@@ -28,38 +30,6 @@ bool wrong_count(std::size_t wanted, PyObject* const* args, Py_ssize_t n) {
   return false;
 }
 
-// What a value's refusal became: DataError that names the parameter, with the caller's own exception as its cause.
-void explain_refusal(const encoder& out, std::size_t number, std::uint32_t oid, PyObject* value,
-                     const std::string& hint) {
-  auto pending = pending_error::fetch();
-  auto cause = ref::steal(pending ? pending.take() : nullptr);
-  if (cause) {
-    auto* own = error_class("Error");
-    const int keep = own == nullptr ? -1 : PyObject_IsInstance(cause.get(), own);
-    if (keep < 0) return;
-    // Not an Exception: KeyboardInterrupt, SystemExit. MemoryError says nothing about the value.
-    if (keep == 1 || !PyObject_TypeCheck(cause.get(), reinterpret_cast<PyTypeObject*>(PyExc_Exception)) ||
-        PyErr_GivenExceptionMatches(cause.get(), PyExc_MemoryError)) {
-      PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(cause.get())), cause.get());
-      return;
-    }
-  }
-  auto* kind = error_class("DataError");
-  if (kind == nullptr) return;
-  std::string text = "parameter $" + std::to_string(number) + " (" + type_name(oid) +
-                     ") does not take this value of type " + Py_TYPE(value)->tp_name;
-  if (cause)
-    text += std::string(": encoding it raised ") + Py_TYPE(cause.get())->tp_name;
-  else if (out.reason() != nullptr)
-    text += std::string(": ") + out.reason();
-  text += hint;
-  auto message = decoded(text);
-  auto error = ref::steal(message ? PyObject_CallOneArg(kind, message.get()) : nullptr);
-  if (!error) return;
-  if (cause) PyException_SetCause(error.get(), cause.release());
-  PyErr_SetObject(kind, error.get());
-}
-
 void write_formats(encoder& out, const std::vector<std::uint32_t>& types) {
   std::size_t binary = 0;
   for (const auto oid : types) binary += decodes_binary(oid) ? 1 : 0;
@@ -75,31 +45,46 @@ void write_formats(encoder& out, const std::vector<std::uint32_t>& types) {
 
 }  // namespace
 
-bool encoder::room(std::size_t size) {
-  if (size <= limit && out_.size() <= limit - size) return true;
+void explain_refusal(const encoder& out, const std::string& what, PyObject* value, const std::string& hint) {
+  auto pending = pending_error::fetch();
+  auto cause = ref::steal(pending ? pending.take() : nullptr);
+  if (cause) {
+    auto* own = error_class("Error");
+    const int keep = own == nullptr ? -1 : PyObject_IsInstance(cause.get(), own);
+    if (keep < 0) return;
+    // Not an Exception: KeyboardInterrupt, SystemExit. MemoryError says nothing about the value.
+    if (keep == 1 || !PyObject_TypeCheck(cause.get(), reinterpret_cast<PyTypeObject*>(PyExc_Exception)) ||
+        PyErr_GivenExceptionMatches(cause.get(), PyExc_MemoryError)) {
+      PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(cause.get())), cause.get());
+      return;
+    }
+  }
+  auto* kind = error_class("DataError");
+  if (kind == nullptr) return;
+  std::string text = what + " does not take this value of type " + Py_TYPE(value)->tp_name;
+  if (cause)
+    text += std::string(": encoding it raised ") + Py_TYPE(cause.get())->tp_name;
+  else if (out.reason() != nullptr)
+    text += std::string(": ") + out.reason();
+  text += hint;
+  auto message = decoded(text);
+  auto error = ref::steal(message ? PyObject_CallOneArg(kind, message.get()) : nullptr);
+  if (!error) return;
+  if (cause) PyException_SetCause(error.get(), cause.release());
+  PyErr_SetObject(kind, error.get());
+}
+
+bool encoder::too_large() {
   raise_interface_error(
       "the parameters take more than 1 GiB, and the server takes no such message; use COPY or large objects");
   return false;
 }
 
-char* encoder::reserve(std::size_t size) {
-  static char nothing;
-  if (!room(size)) return nullptr;
-  const auto at = out_.size();
-  out_.resize(at + size);
-  return size == 0 ? &nothing : out_.data() + at;
-}
-
-bool encoder::value(PyObject* value, const codec& type) {
-  if (value == Py_None) {
-    null_seen = true;
-    return int32(-1) && room(0);
-  }
-  const auto at = out_.size();
-  uint32(0);
-  if (!type.encode(*this, value, type) || !room(0)) return false;
-  patch_uint32(at, static_cast<std::uint32_t>(out_.size() - at - 4));
-  return true;
+// What it already has it takes in steps, for all of it is written twice.
+void encoder::grow(std::size_t size) {
+  constexpr std::size_t least = 64;
+  constexpr std::size_t most = 4096;
+  out_.resize(end_ + size + std::clamp(end_, least, most));
 }
 
 bool encode_arguments(const core::statement& statement, PyObject* const* args, Py_ssize_t n, std::string& out) {
@@ -118,7 +103,8 @@ bool encode_arguments(const core::statement& statement, PyObject* const* args, P
       const auto* type = find_codec(types[i]);
       if (to.value(args[i], type != nullptr ? *type : text_codec)) continue;
       const bool takes_lists = type != nullptr && type->element != nullptr;
-      explain_refusal(to, i + 1, types[i], args[i], takes_lists ? std::string() : one_for_all(args, n));
+      explain_refusal(to, "parameter $" + std::to_string(i + 1) + " (" + type_name(types[i]) + ")", args[i],
+                      takes_lists ? std::string() : one_for_all(args, n));
       return false;
     }
     return true;

@@ -9,6 +9,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <cstring>
 #include <string>
 
 #include "wire/bytes.hpp"
@@ -17,28 +18,36 @@ namespace pgpoll::py {
 
 struct codec;
 
-// Bind's parameters as they are written. The server takes no message of 1 GiB or more.
+// Values as they are written, for Bind or COPY. The server takes no message of 1 GiB or more.
+//
+// It writes at the end of a string that is made longer in steps, and cut to what was written when it goes: what is
+// written for each of millions of values is a comparison and a copy.
 class encoder {
  public:
   static constexpr std::size_t limit = (std::size_t{1} << 30) - 1024;
 
-  explicit encoder(std::string& out) : out_(out) {}
+  explicit encoder(std::string& out) : out_(out), end_(out.size()) {}
+  encoder(const encoder&) = delete;
+  ~encoder() { out_.resize(end_); }
 
   bool uint8(std::uint8_t value) {
-    out_.push_back(static_cast<char>(value));
+    *write(1) = static_cast<char>(value);
     return true;
   }
   bool uint16(std::uint16_t value) {
-    wire::append_uint16(out_, value);
+    char* p = write(2);
+    p[0] = static_cast<char>(value >> 8);
+    p[1] = static_cast<char>(value);
     return true;
   }
   bool uint32(std::uint32_t value) {
-    wire::append_uint32(out_, value);
+    store_uint32(write(4), value);
     return true;
   }
   bool uint64(std::uint64_t value) {
-    wire::append_uint32(out_, static_cast<std::uint32_t>(value >> 32));
-    wire::append_uint32(out_, static_cast<std::uint32_t>(value));
+    char* p = write(8);
+    store_uint32(p, static_cast<std::uint32_t>(value >> 32));
+    store_uint32(p + 4, static_cast<std::uint32_t>(value));
     return true;
   }
   bool int16(std::int16_t value) { return uint16(static_cast<std::uint16_t>(value)); }
@@ -46,14 +55,14 @@ class encoder {
   bool int64(std::int64_t value) { return uint64(static_cast<std::uint64_t>(value)); }
   bool bytes(const char* data, std::size_t size) {
     if (!room(size)) return false;
-    out_.append(data, size);
+    if (size != 0) std::memcpy(write(size), data, size);
     return true;
   }
 
   // Whether `size` more bytes fit; raises InterfaceError where they don't. Ask before copying.
-  bool room(std::size_t size);
+  bool room(std::size_t size) { return (size <= limit && end_ <= limit - size) || too_large(); }
   // `size` bytes to be filled in by the caller at once, or null.
-  char* reserve(std::size_t size);
+  char* reserve(std::size_t size) { return room(size) ? write(size) : nullptr; }
 
   // One value with its length before it; None is NULL. Sets `null_seen` for it.
   bool value(PyObject* value, const codec& type);
@@ -66,15 +75,28 @@ class encoder {
   }
   const char* reason() const { return reason_; }
 
-  std::size_t size() const { return out_.size(); }
-  void patch_uint32(std::size_t at, std::uint32_t value) {
-    const char bytes[4] = {static_cast<char>(value >> 24), static_cast<char>(value >> 16),
-                           static_cast<char>(value >> 8), static_cast<char>(value)};
-    out_.replace(at, 4, bytes, 4);
-  }
+  std::size_t size() const { return end_; }
+  void truncate(std::size_t size) { end_ = size; }
+  void patch_uint32(std::size_t at, std::uint32_t value) { store_uint32(out_.data() + at, value); }
 
  private:
+  static void store_uint32(char* p, std::uint32_t value) {
+    p[0] = static_cast<char>(value >> 24);
+    p[1] = static_cast<char>(value >> 16);
+    p[2] = static_cast<char>(value >> 8);
+    p[3] = static_cast<char>(value);
+  }
+  char* write(std::size_t size) {
+    if (out_.size() - end_ < size) grow(size);
+    char* p = out_.data() + end_;
+    end_ += size;
+    return p;
+  }
+  void grow(std::size_t size);
+  bool too_large();
+
   std::string& out_;
+  std::size_t end_;
   const char* reason_ = nullptr;
 };
 
@@ -90,6 +112,18 @@ struct codec {
   const codec* element;  // of an array, else null
 };
 
+inline bool encoder::value(PyObject* value, const codec& type) {
+  if (value == Py_None) {
+    null_seen = true;
+    return int32(-1) && room(0);
+  }
+  const auto at = end_;
+  write(4);
+  if (!type.encode(*this, value, type) || !room(0)) return false;
+  patch_uint32(at, static_cast<std::uint32_t>(end_ - at - 4));
+  return true;
+}
+
 // The codec of a type that is exchanged in binary, or null.
 const codec* find_codec(std::uint32_t type_oid);
 // For everything else: text.
@@ -101,6 +135,10 @@ PyObject* bad_value(const char* format, ...);
 // MemoryError and the like stay. Returns null.
 PyObject* bad_value_because(const char* what);
 PyObject* wrong_size(const codec& type, std::size_t size, std::size_t expected);
+
+// What a value's refusal became: DataError that begins with `what` ("parameter $1 (int4)"), with the exception of the
+// caller's own code as its cause.
+void explain_refusal(const encoder& out, const std::string& what, PyObject* value, const std::string& hint = {});
 
 // An attribute of a module, imported when first asked for and kept in `cache`. Borrowed; null with an exception set.
 PyObject* imported(PyObject*& cache, const char* module, const char* name);

@@ -1,5 +1,7 @@
 // The dialogues of a session that is up: the extended query protocol (manual, section 54.2.3), the simple one
 // (54.2.2), and the end (54.2.9).
+#include <algorithm>
+
 #include "core/keyword.hpp"
 #include "core/session.hpp"
 
@@ -88,7 +90,10 @@ step<statement_ptr> session::describe(std::string sql) {
     out().close_statement(evicted->name);
     ++closed;
   }
-  const bool closes_its_own = names_may_exist_ && !found->name.empty();
+  // An abandoned request ahead of this one may be describing the same text.
+  const bool is_described = std::any_of(replies_.begin(), replies_.end(),
+                                        [](const auto* ahead) { return ahead->describing && !ahead->draining; });
+  const bool closes_its_own = (names_may_exist_ || is_described) && !found->name.empty();
   if (closes_its_own) {
     out().close_statement(found->name);
     ++closed;

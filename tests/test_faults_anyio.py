@@ -6,7 +6,8 @@ too.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import anyio
 import pytest
@@ -36,7 +37,7 @@ async def in_the_line(conn: pgpoll.Connection) -> None:
             group.start_soon(tx.execute, LONG)
 
 
-VERBS: dict[str, Callable[[pgpoll.Connection], Awaitable[object]]] = {
+VERBS: dict[str, Callable[[pgpoll.Connection], Coroutine[Any, Any, object]]] = {
     "execute": lambda conn: conn.execute(LONG),
     "fetchval": lambda conn: conn.fetchval("select 1 from pg_sleep($1::float8)", 20),
     "timeout": lambda conn: conn.fetchval(LONG, timeout=30),

@@ -6,7 +6,11 @@ Its SQL is a handful of words, and every answer carries the number that was aske
     echo                its only parameter, an int4         fail bind 41      at Bind
     copy 41             CopyInResponse                      fail execute 41   at Execute, before any row
     tag 41              no rows, the tag "TAG 41"           fail late 41      behind two rows
-                                                            fail sync 41      at Sync, behind CommandComplete
+    insert 41           an effect, the tag "INSERT 0 1"     fail sync 41      at Sync, behind CommandComplete
+    insert echo         an effect of its int4               begin, commit, rollback 41
+    alter 41            no plan of "insert echo" is good any more: 0A000
+
+Effects are durable once their transaction has ended well: at Sync, or at COMMIT where BEGIN came before.
 """
 
 from __future__ import annotations
@@ -18,6 +22,13 @@ import backend
 from backend import FrontendMessage, FrontendReader, error_response, int4
 
 CANCELED = error_response("57014", "canceling statement due to user request")
+
+
+@dataclass
+class Effect:
+    number: int
+    transaction: int  # the number of its BEGIN; 0: its own
+    durable: bool = False
 
 
 def failure(sql: str) -> bytes:
@@ -42,6 +53,11 @@ class ModelServer:
     cancel: bool = False  # a CancelRequest has come: the next thing that runs is hit
     hits: list[str] = field(default_factory=list)  # what was hit
     ended: bool = False
+    status: str = "I"
+    transaction: int = 0  # the number of its BEGIN
+    effects: list[Effect] = field(default_factory=list)  # pending and durable ones
+    undone: list[Effect] = field(default_factory=list)  # by the end of a transaction that was begun
+    stale: set[str] = field(default_factory=set)  # names whose plan has changed
 
     def feed(self, data: bytes) -> None:
         self.reader.feed(data)
@@ -54,10 +70,44 @@ class ModelServer:
         """An error ends a simple query, or all up to the next Sync."""
         self.send(error)
         self.late_failure, self.copying, self.running = "", False, b""
+        self.roll_back()
+        self.status = "I" if self.status == "I" else "E"
         if self.script is None:
             self.skipping = True
         else:
             self.end_script()
+
+    def ready(self) -> None:
+        if self.status == "I":
+            self.commit()
+        self.send(backend.ready_for_query(self.status))
+
+    def commit(self) -> None:
+        for each in self.effects:
+            each.durable = True
+
+    def roll_back(self) -> None:
+        self.undone += [each for each in self.effects if not each.durable and each.transaction]
+        self.effects = [each for each in self.effects if each.durable]
+
+    def refuses(self, sql: str) -> bool:
+        """In a transaction that has failed all but its end."""
+        if self.status != "E" or sql.startswith(("commit", "rollback")) or not sql:
+            return False
+        self.fail(error_response("25P02", "current transaction is aborted"))
+        return True
+
+    def control(self, word: str, number: int) -> str:
+        """BEGIN within a transaction, and an end of none, are warned of and done all the same."""
+        commits = word == "commit" and self.status != "E"
+        if word == "begin":
+            self.status, self.transaction = "T", self.transaction or number
+            return "BEGIN"
+        if commits:
+            self.commit()
+        self.roll_back()
+        self.status, self.transaction = "I", 0
+        return "COMMIT" if commits else "ROLLBACK"
 
     def hit(self, what: str) -> bool:
         """Whether a cancel strikes here; one flag, as the backend's QueryCancelPending."""
@@ -109,6 +159,8 @@ class ModelServer:
 
     def on_Parse(self, message: FrontendMessage) -> None:
         name, sql = message["statement"], message["query"]
+        if self.refuses(sql):
+            return None
         if sql.startswith("fail parse"):
             return self.fail(failure(sql))
         if name and name in self.statements:
@@ -117,15 +169,25 @@ class ModelServer:
         return self.send(backend.parse_complete())
 
     def on_Describe(self, message: FrontendMessage) -> None:
+        if message["name"] not in self.statements:
+            return self.fail(error_response("26000", "prepared statement does not exist"))
         sql = self.statements[message["name"]]
-        self.send(backend.parameter_description(*[backend.INT4] * (sql == "echo")))
+        if self.refuses(sql):
+            return None
+        if self.hit(sql):
+            return self.fail(CANCELED)
+        self.send(backend.parameter_description(*[backend.INT4] * (sql in ("echo", "insert echo"))))
         rows = sql.startswith(("rows", "echo", "fail late"))
-        self.send(backend.row_description("n") if rows else backend.no_data())
+        return self.send(backend.row_description("n") if rows else backend.no_data())
 
     def on_Bind(self, message: FrontendMessage) -> None:
         name = message["statement"]
         if name not in self.statements:
             return self.fail(error_response("26000", "prepared statement does not exist"))
+        if self.refuses(self.statements[name]):
+            return None
+        if name in self.stale:
+            return self.fail(error_response("0A000", "cached plan must not change result type"))
         self.bound, self.arguments = self.statements[name], message["parameters"]
         if self.bound.startswith("fail bind"):
             return self.fail(failure(self.bound))
@@ -147,6 +209,15 @@ class ModelServer:
                 self.running = backend.command_complete("SELECT 1")
             case ["tag", number]:
                 self.send(backend.command_complete(f"TAG {number}"))
+            case ["insert", what]:
+                number = what if what != "echo" else str(int.from_bytes(self.arguments[0] or b"", "big"))
+                self.effects.append(Effect(int(number), self.transaction))
+                self.send(backend.command_complete("INSERT 0 1"))
+            case ["begin" | "commit" | "rollback" as word, number]:
+                self.send(backend.command_complete(self.control(word, int(number))))
+            case ["alter", number]:
+                self.stale = {name for name, sql in self.statements.items() if sql == "insert echo"}
+                self.send(backend.command_complete(f"TAG {number}"))
             case ["copy", _]:
                 self.copying = True
                 self.send(backend.copy_in_response())
@@ -155,29 +226,31 @@ class ModelServer:
                 self.fail(failure(sql))
             case ["fail", "sync", _]:
                 self.send(backend.command_complete("INSERT 0 1"))
-                self.late_failure = sql
+                self.late_failure = sql if self.status == "I" else ""  # else it would be at COMMIT
             case _:
                 self.fail(failure(sql))
 
     def on_Sync(self, message: FrontendMessage) -> None:
         if self.late_failure and not self.skipping:
-            self.send(failure(self.late_failure))
+            self.fail(failure(self.late_failure))
         self.late_failure = ""
         self.skipping = False
-        self.send(backend.ready_for_query())
+        self.ready()
 
     def on_Flush(self, message: FrontendMessage) -> None:
         pass
 
     def on_Close(self, message: FrontendMessage) -> None:
         self.statements.pop(message["name"], None)
+        self.stale.discard(message["name"])
         self.send(backend.close_complete())
 
     def on_Query(self, message: FrontendMessage) -> None:
         """Several statements by `;`, up to the first that fails."""
         sql = self.bound = message["query"]
         if not sql and not self.cancel:
-            return self.send(backend.empty_query(), backend.ready_for_query())
+            self.send(backend.empty_query())
+            return self.ready()
         self.script = sql.split(";")
         return self.fail(CANCELED) if self.hit(sql) else None
 
@@ -186,6 +259,8 @@ class ModelServer:
         if not self.script:
             return self.end_script()
         sql = self.script.pop(0)
+        if self.refuses(sql):
+            return None
         if sql.startswith(("rows", "fail late")):
             self.send(backend.row_description("n"))
         self.run(sql, simple=True)
@@ -195,7 +270,7 @@ class ModelServer:
 
     def end_script(self) -> None:
         self.script = None
-        self.send(backend.ready_for_query())
+        self.ready()
 
     def on_Terminate(self, message: FrontendMessage) -> None:
         self.ended = True

@@ -74,6 +74,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[str] | None = None
         self._account = _account()
+        self._installed = pathlib.Path()  # where initdb and postgres are
         self.directory = pathlib.Path()
         self.port = 0
 
@@ -117,11 +118,11 @@ class Server:
             self.directory.chmod(0o755)
             if self._account:
                 os.chown(self.directory, self._account.pw_uid, self._account.pw_gid)
-            binaries = _binaries(self.directory, self._account)
-            self._initialise(binaries)
+            self._installed = _binaries(self.directory, self._account)
+            self._initialise(self._installed)
             for attempt in range(3):
                 self.port = _free_port()
-                if self._launch(binaries):
+                if self._launch(self._installed):
                     return
                 if attempt == 2 or "Address already in use" not in self.log.read_text(errors="replace"):
                     break
@@ -129,6 +130,19 @@ class Server:
         except BaseException:
             self.stop()
             raise
+
+    def shut_down(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Ends the server and keeps its data: SIGINT is pg_ctl's `-m fast`, SIGQUIT `-m immediate`."""
+        process, self._process = self._process, None
+        if process is None:
+            raise RuntimeError("the server is not running")
+        process.send_signal(how)
+        process.wait(30)
+
+    def resume(self) -> None:
+        """Starts it again, on the same port, after `shut_down`."""
+        if not self._launch(self._installed):
+            raise RuntimeError(f"PostgreSQL did not start again:\n{self._log_tail()}")
 
     def stop(self) -> None:
         """Ends the server and removes its directory. May be called again."""

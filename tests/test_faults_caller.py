@@ -10,7 +10,10 @@ import asyncio
 import contextvars
 import gc
 import logging
+import mmap
+import os
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +74,44 @@ async def test_f55_too_many_parameters(assert_sane: Sanity) -> None:
         error = raised
     assert isinstance(error, (pgpoll.InterfaceError, pgpoll.DataError)), error
     await assert_sane.usable(conn)
+
+
+def most_memory() -> int:
+    """Bytes resident at most, since the last time."""
+    status = Path("/proc/self/status").read_text()
+    Path("/proc/self/clear_refs").write_text("5")
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux measures the memory")
+async def test_f56_more_than_a_message_takes(assert_sane: Sanity) -> None:
+    """Refused before it is copied, and before any of it is sent."""
+    assert_sane.blocking_allowed = True
+    proxy = assert_sane.through()
+    conn = await assert_sane.connect(proxy)
+    one, two = "select length($1::bytea)", "select length($1::bytea) + length($2::bytea)"
+    lazily = mmap.mmap(-1, 1 << 32, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # no page of it is there
+    with (
+        lazily,
+        memoryview(lazily) as all_of_it,
+        all_of_it[: 1 << 31] as half,
+        all_of_it[: (1 << 30) - (1 << 20)] as most,
+        all_of_it[: 16 << 20] as little,
+    ):
+        for sql, args in (
+            *((one, (too_much,)) for too_much in (all_of_it, half, bytes((1 << 30) + 5))),
+            *((two, (half, half)), (two, (little, half)), (two, (little, most))),
+        ):
+            await conn.prepare(sql)
+            most_memory()
+            before, sent = most_memory(), proxy.streams["client"]
+            with assert_sane.raises(pgpoll.InterfaceError, match="GiB"):
+                await conn.execute(sql, *args)
+            assert most_memory() - before < 64 << 20
+            assert proxy.streams["client"] == sent, "something has left"
+            await assert_sane.ask(conn)
+        with assert_sane.raises(pgpoll.InterfaceError, match="GiB"):
+            await conn.execute(f"{two} -- new", half, b"")
 
 
 async def test_f57_wrong_counts(assert_sane: Sanity) -> None:

@@ -144,6 +144,18 @@ async def test_f75_no_second_attempt_inside_of_anothers_transaction(
         await other.execute("drop table changing_too")
 
 
+async def test_f22_a_text_whose_describing_was_abandoned(conn: pgpoll.Connection) -> None:
+    """Asked for again before that has ended: in a transaction 42P05 would be the end of it."""
+    await conn.execute("select pg_sleep($1::float8)", 0)
+    async with conn.transaction() as tx:
+        ahead = asyncio.create_task(tx.execute("select pg_sleep($1::float8)", 0.05))
+        abandoned = asyncio.create_task(tx.fetchval("select 4711 as once"))
+        await asyncio.sleep(0)
+        abandoned.cancel()
+        assert await tx.fetchval("select 4711 as once") == 4711
+        await ahead
+
+
 @pytest.mark.parametrize("sql", ["deallocate all", "discard all", "select pg_sleep(0); deallocate all"])
 async def test_f75_statements_are_dropped_by_hand(conn: pgpoll.Connection, sql: str) -> None:
     statement = await conn.prepare("select $1::int4 + 1")

@@ -28,6 +28,12 @@ BLOCK = 50  # seeds in one test
 GRACE_EVERY = 10
 INNOCENT_MAY_BE_HIT = True
 KINDS = ["new", "known", "echo", "echo", "script", "command", "prepare", "bad", "fail", "fail"]
+# Every fourth program has transactions, and effects that must be durable once they were told as done.
+TRANSACTIONS_EVERY = 4
+OF_TRANSACTIONS = ["insert", "insert", "insert echo", "insert echo", "insert echo", "begin", "end", "end", "alter"]
+
+
+END = ("COMMIT", "ROLLBACK")
 
 
 def seeds_of(text: str) -> range:
@@ -46,6 +52,8 @@ class Asked:
     operation: core.Operation
     expected: object
     abandoned: bool = False
+    number: int = 0
+    inserts: bool = False
 
 
 @dataclass
@@ -65,6 +73,8 @@ class Program:
     def __post_init__(self) -> None:
         self.choose = random.Random(self.seed)
         self.grace = self.seed % GRACE_EVERY == GRACE_EVERY - 1
+        self.kinds = KINDS + (OF_TRANSACTIONS if self.seed % TRANSACTIONS_EVERY == TRANSACTIONS_EVERY - 1 else [])
+        self.first_begin = 1 << 30  # its number
         pipeline, cache = self.choose.choice([1, 2, 1000]), self.choose.choice([1, 3, 100])
         self.client = core.Session(options(max_pipeline=pipeline, statement_cache_size=cache))
         self.client.start_connect()
@@ -78,7 +88,7 @@ class Program:
 
     def start_one(self) -> None:
         number = len(self.asked) + 1000
-        kind = self.choose.choice(KINDS)
+        kind = self.choose.choice(self.kinds)
         count = self.choose.choice([0, 1, 2, 30])
         match kind:
             case "new":
@@ -100,12 +110,33 @@ class Program:
                 self.ask(self.client.start_prepare(f"rows {count} of {number}"), [])
             case "bad":
                 self.ask_badly()
+            case "insert":
+                self.ask(self.client.start_execute(f"insert {number}"), ([], "INSERT 0 1"), inserts=True)
+            case "insert echo":
+                self.ask(self.client.start_execute("insert echo", (number,)), ([], "INSERT 0 1"), inserts=True)
+            case "begin":
+                self.begin(f"begin {number}", number)
+            case "end":
+                word = self.choose.choice(["commit", "rollback"])
+                self.ask(self.client.start_command(f"{word} {number}"), END)
+            case "alter":
+                self.ask(self.client.start_command(f"alter {number}"), f"TAG {number}")
             case "fail":
                 sql = self.choose.choice(["fail parse", "fail bind", "fail execute", "fail late", "fail sync", "copy"])
                 self.ask_to_fail(f"{sql} {number}", copy=sql == "copy")
 
-    def ask(self, operation: core.Operation, expected: object) -> None:
-        self.asked.append(Asked(operation, expected))
+    def ask(self, operation: core.Operation, expected: object, *, inserts: bool = False) -> None:
+        self.asked.append(Asked(operation, expected, number=len(self.asked) + 1000, inserts=inserts))
+
+    def begin(self, sql: str, number: int) -> None:
+        self.first_begin = min(self.first_begin, number)
+        match self.choose.randrange(3):
+            case 0:
+                self.ask(self.client.start_command(sql), "BEGIN")
+            case 1:
+                self.ask(self.client.start_execute(sql), ([], "BEGIN"))
+            case _:
+                self.ask(self.client.start_script(sql), [([], "BEGIN")])
 
     def ask_badly(self) -> None:
         """A wrong argument raises at once where the statement is known, else it ends the operation."""
@@ -201,9 +232,39 @@ class Program:
             if each.abandoned:
                 continue
             assert sum(each.operation is done for done in self.handed) == 1, f"request {place} was not handed out once"
-            right = matches(each.operation, each.expected)
+            right = matches(each.operation, each.expected) or self.is_of_its_place(each)
             assert right or self.may_be_hit(each.operation), f"request {place}: {each.expected}"
+        self.judge_effects()
         assert self.grace or all(hit == "" or self.was_abandoned(hit) for hit in self.server.hits), self.server.hits
+
+    def judge_effects(self) -> None:
+        """Nothing runs twice, nor inside of a transaction that began behind it; what was told is what stands."""
+        found = Counter(each.number for each in self.server.effects + self.server.undone)
+        assert all(count == 1 for count in found.values()), f"ran twice: {found.most_common(1)}"
+        for effect in self.server.effects + self.server.undone:
+            assert effect.transaction < effect.number, f"{effect} ran inside of a transaction that began behind it"
+        stands = {each.number for each in self.server.effects if each.durable}
+        in_transactions = {each.number for each in self.server.effects + self.server.undone if each.transaction}
+        for each in self.asked:
+            if not each.inserts or each.abandoned:
+                continue
+            if matches(each.operation, each.expected):
+                assert each.number in stands | in_transactions, f"{each.number} was told as done, and is not"
+            else:
+                assert each.number not in stands, f"{each.number} was told to have failed, and stands"
+
+    def is_of_its_place(self, each: Asked) -> bool:
+        """Errors and successes that are due to a transaction that began before, or that hindered a second attempt."""
+        in_transaction = each.number > self.first_begin
+        try:
+            each.operation.result()
+        except errors.FeatureNotSupported:
+            return each.inserts and self.kinds is not KINDS
+        except errors.InFailedSqlTransaction:
+            return in_transaction
+        except errors.Error:
+            return False
+        return in_transaction and str(each.expected).startswith("fail sync")
 
     def may_be_hit(self, operation: core.Operation) -> bool:
         return INNOCENT_MAY_BE_HIT and self.grace and getattr(error_of(operation), "sqlstate", None) == "57014"
@@ -219,6 +280,8 @@ def matches(operation: core.Operation, expected: object) -> bool:
         if isinstance(expected, type):
             return isinstance(error, expected)
         return getattr(error, "sqlstate", None) == "P0001" and str(error) == expected
+    if expected is END:
+        return value in END
     if isinstance(value, tuple) and isinstance(value[0], list) and expected == []:
         return value[0] == []  # a PreparedStatement without parameters
     return bool(value == expected)

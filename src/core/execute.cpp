@@ -1,5 +1,7 @@
 // The dialogues of a session that is up: the extended query protocol (manual, section 54.2.3), the simple one
 // (54.2.2), and the end (54.2.9).
+#include <algorithm>
+
 #include "core/keyword.hpp"
 #include "core/session.hpp"
 
@@ -155,7 +157,10 @@ std::size_t session::parse(const statement& found) {
     out().close_statement(evicted->name);
     ++closed;
   }
-  if (names_may_exist_ && !found.name.empty()) {
+  // An abandoned request ahead of this one may be describing the same text.
+  const bool is_described = std::any_of(replies_.begin(), replies_.end(),
+                                        [](const auto* ahead) { return ahead->describing && !ahead->draining; });
+  if ((names_may_exist_ || is_described) && !found.name.empty()) {
     out().close_statement(found.name);
     ++closed;
   }
@@ -166,7 +171,7 @@ std::size_t session::parse(const statement& found) {
 step<bool> session::read_description(std::shared_ptr<statement> found, std::size_t closed) {
   running_->describing = true;
   running_->parsed = false;
-  const bool closes_its_own = names_may_exist_ && closed > 0;
+  const bool closes_its_own = closed > 0;  // perhaps
   for (; closed > 0; --closed) expect(co_await next_message(), backend::close_complete);
   if (closes_its_own)  // what a request ahead of this one has described meanwhile is gone, should Parse fail
     if (const auto other = cache_.find(found->sql)) forget(*other);

@@ -61,6 +61,7 @@ def stranger(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
 
 
 def flights(messages: list[str]) -> int:
+    """How often something was written after something had come."""
     ways = [each[0] for each in messages]
     return sum(here == "F" and before == "B" for before, here in zip(["B", *ways], ways, strict=False))
 
@@ -71,7 +72,7 @@ def sent(messages: list[str]) -> list[str]:
 
 # -- what is sent
 
-BEGIN_AND_ONE = ["Parse", "Bind", "Execute", "Bind", "Execute", "Sync"]
+BEGIN_AND_ONE = ["Parse", "Bind", "Execute", "Flush", "Bind", "Execute", "Sync"]
 
 
 async def test_two_flights(trace: Callable[[], list[str]], dsn: str) -> None:
@@ -449,6 +450,7 @@ async def test_begin_and_end_by_hand_in_flight(conn: pgpoll.Connection) -> None:
 @pytest.mark.parametrize("verb", VERBS)
 async def test_the_first_request_is_cancelled_at_any_turn(conn: pgpoll.Connection, verb: str) -> None:
     """As a child's: the block goes on, as if it had never been; as the owner's: it is rolled back."""
+    over = False
 
     async def body(own: bool, turns: int) -> None:
         nonlocal over

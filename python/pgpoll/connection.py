@@ -233,11 +233,10 @@ class Transaction(Verbs):
     rolled back, and leaving it raises InFailedSqlTransaction. Where COMMIT was sent and its answer never came the error
     is CommitUnknown; a task that is cancelled in between gets CancelledError with that as its `__cause__`.
 
-    BEGIN leaves with the first request inside; the others of the block wait for BEGIN's answer. Where it fails (there is
-    no SERIALIZABLE on a hot standby) that request has not run and raises BEGIN's error; all later ones of the block
-    raise InterfaceError with that as `__cause__`, unsent, and so the block can't be committed. A BEGIN that was sent by
-    hand, or may have been by what is not answered yet, is looked for first: then the first request raises
-    InterfaceError.
+    BEGIN leaves with the first request inside; the others of the block wait for BEGIN's answer. Where it fails (a hot
+    standby has no SERIALIZABLE) that request has not run and raises BEGIN's error; all later ones of the block raise
+    InterfaceError with that as `__cause__`, unsent, and the block can't be committed. BEGIN waits for the answers to
+    whatever may have begun a transaction by hand; where one has, the first request raises InterfaceError.
 
     By hand: `await tx.start()`, which sends BEGIN at once, then `commit()` or `rollback()`.
     """
@@ -250,7 +249,7 @@ class Transaction(Verbs):
         self._block = block
 
     async def start(self, *, timeout: float | None = None) -> None:
-        """BEGIN, or SAVEPOINT, sent and answered; waits for others' transactions. Once only. `timeout` is in seconds."""
+        """BEGIN, or SAVEPOINT, sent at once; waits for others' transactions. Once only. `timeout` is in seconds."""
         driver = self._driver
         driver.check_loop()
         control = driver.control(self._block, self._parent._via)

@@ -32,6 +32,7 @@ cancel_wish session::cancel_wanted() const {
   if (cancelling_ == cancelling::drain) return cancel_wish::grace;
   if (cancelling_ != cancelling::no) return cancel_wish::none;
   const bool alone = std::all_of(replies_.begin(), replies_.end(), [](const auto* each) {
+    if (!each->preamble.empty()) return false;  // the block waits for that, whoever asked for what it rides with
     return each->op->abandoned || each->op->kind == operation::kind::close;  // which doesn't wait for such
   });
   return alone ? cancel_wish::now : cancel_wish::grace;

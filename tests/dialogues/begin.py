@@ -273,6 +273,13 @@ def savepoint_waits_for_nobody() -> Script:
 # Given up.
 
 
+def wanted(wish: int) -> Any:
+    def check(run: Run) -> None:
+        assert run.client.cancel_wanted() == wish
+
+    return check
+
+
 def unwritten(run: Run, *labels: str) -> None:
     assert not any(run.operations[label].written for label in labels)
 
@@ -288,16 +295,20 @@ def abandoned_before_begin_was_sent() -> Script:
 def abandoned_while_begin_is_on_its_way() -> Script:
     """BEGIN is never cancelled by wish (D6); what rides with it is, once it runs."""
 
-    def wanted(wish: int) -> Any:
-        def check(run: Run) -> None:
-            assert run.client.cancel_wanted() == wish
-
-        return check
-
     script = opening(knows(memory_only=True), "a", "execute", ONE).expect(*BEGIN, *RIDES).abandon("a")
     script.act(wanted(core.NONE)).send(begun()).act(wanted(core.NOW)).act(done("BEGIN"))
     script.send(bind_complete(), selected(1), ready_for_query("T")).gives("BEGIN", "BEGIN").cancelled("a")
     return given(script.start("b", "execute", ONE).expect(*KNOWN), "b")
+
+
+@dialogue
+def abandoned_behind_an_abandoned_head() -> Script:
+    """Nobody waits for the request, but a block does for its BEGIN: a late CancelRequest would hit that."""
+    script = opening(knows(memory_only=True).start("b", "execute", ONE), "a", "execute", ONE)
+    script.expect(*KNOWN, *BEGIN, *RIDES).abandon("b").act(wanted(core.GRACE)).abandon("a").act(wanted(core.GRACE))
+    script.send(bind_complete(), selected(1), ready_for_query()).act(wanted(core.NONE)).send(begun())
+    script.act(wanted(core.NOW)).send(bind_complete(), selected(1), ready_for_query("T"))
+    return script.gives("BEGIN", "BEGIN").cancelled("a", "b")
 
 
 @dialogue

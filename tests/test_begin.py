@@ -10,7 +10,9 @@ import asyncio
 import contextlib
 import contextvars
 import pathlib
+import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -525,3 +527,23 @@ async def test_lost_while_begin_is_on_its_way(dsn: str) -> None:
         assert [type(each) for each in outcomes] == [pgpoll.ConnectionLost] * 3
         assert [each.safe_to_retry for each in outcomes if isinstance(each, pgpoll.Error)] == [False, True, True]
         assert not conn._driver.blocks.stack
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "new"])
+def test_interrupted_in_the_first_request(dsn: str, cached: bool) -> None:
+    """Ctrl-C in the blocking face: cancelled at the server, and rolled back by the next verb."""
+    with pgpoll.sync.connect(dsn) as conn:
+        if cached:
+            conn.execute("select pg_sleep($1)", 0.0)
+        began = time.monotonic()
+        main = threading.main_thread().ident
+        assert main is not None
+        timer = threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt), conn.transaction():
+            conn.execute("select pg_sleep($1)", 60.0)
+        timer.join()
+        assert conn.fetchval("select 1") == 1
+        assert conn.transaction_status == "I"
+        assert not conn._driver.blocks.stack
+        assert time.monotonic() - began < 20

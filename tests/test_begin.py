@@ -435,6 +435,20 @@ async def test_begin_by_hand_in_flight(conn: pgpoll.Connection) -> None:
     assert await count(conn) == 0
 
 
+async def test_begin_by_hand_in_flight_before_a_script(conn: pgpoll.Connection) -> None:
+    """Whose BEGIN would go alone, and is not sent: nor is the script."""
+    by_hand = asyncio.create_task(conn.execute("begin"))
+    await asyncio.sleep(0)
+    with pytest.raises(pgpoll.InterfaceError, match="by hand"):
+        async with conn.transaction():
+            await conn.executescript("insert into t values (1)")
+    await by_hand
+    await conn.execute("rollback")
+    async with conn.transaction():
+        await conn.executescript("insert into t values (2)")
+    assert await count(conn) == 1
+
+
 async def test_begin_and_end_by_hand_in_flight(conn: pgpoll.Connection) -> None:
     tasks = [asyncio.create_task(conn.execute(sql)) for sql in ("begin", "insert into t values (1)", "commit")]
     await asyncio.sleep(0)

@@ -60,7 +60,7 @@ exchange session::execute(operation_ptr op, statement_ptr prepared, std::string 
     arguments = std::move(*supplied);
   }
   if (!parsed && !write_preamble(*running_)) co_return;
-  // Else nobody knew before the request's own end that it may be cancelled at the server (BEGIN never is).
+  // BEGIN is answered at once, not at the end of the request, which can be cancelled at the server from then on.
   if (!running_->preamble.empty()) out().flush();
   static const std::vector<column> no_columns;
   const bool unnamed = prepared->name.empty() && !parsed;

@@ -219,11 +219,12 @@ async def test_cancelled_at_any_turn(conn: pgpoll.Connection, gid: str) -> None:
             await task
         except asyncio.CancelledError as cancelled:
             error, cause = cancelled, cancelled.__cause__
+        is_prepared = name in await gids(conn)
         if cause is not None:
             assert isinstance(cause, pgpoll.CommitUnknown)
             assert "prepared or not" in str(cause)
         else:
-            assert (name in await gids(conn)) == (error is None)
+            assert is_prepared == (error is None)
         assert conn.transaction_status == "I"
         turns += 1
     assert name in await gids(conn)

@@ -104,15 +104,18 @@ class Desk:
             operation.finish(error or self._execute(operation.sql))
             if error is not None and self.transaction_status == "T":
                 self.transaction_status = "E"
-            for watched, done in [each for each in self._watched if each[0] is operation]:
-                self._watched.remove((watched, done))
-                done()
+            self._tell(operation)
+
+    def _tell(self, operation: Operation) -> None:
+        for watched, done in [each for each in self._watched if each[0] is operation]:
+            self._watched.remove((watched, done))
+            done()
 
     def _execute(self, sql: str) -> Any:
         words = sql.split()
         if words[0] == "BEGIN":
             self.transaction_status, self.savepoints = "T", []
-        elif words[0] == "COMMIT" or sql == "ROLLBACK":
+        elif words[0] in ("COMMIT", "PREPARE") or sql == "ROLLBACK":
             failed = self.transaction_status == "E"
             self.transaction_status = "I"
             return "ROLLBACK" if failed else words[0]
@@ -135,9 +138,39 @@ class Desk:
         control = context.run(lambda: Control(block, via, who, 0.0, carried=carried()))
         return Task(self, control, _flows.start(self.blocks, control, who), context)
 
-    def end(self, task: Task, who: str, *, commit: bool = True) -> Task:
+    def enter(self, who: str, via: Block | None = None, context: Any = None) -> Task:
+        """As `async with` does: lazily."""
+        block = Block("BEGIN", f"{who}.py:1")
+        context = context or contextvars.Context()
+        control = context.run(lambda: Control(block, via, who, 0.0, carried=carried()))
+        self.blocks.enter(control, who, lazy=True)
+        task = Task(self, control, _flows.entered(self.blocks, control), context)
+        if control.decided:
+            context.run(block.carry)
+        return task
+
+    def ask(self, who: str, name: str, via: Block | None = None, context: Any = None) -> Operation | Turn:
+        """A request that BEGIN may ride with: its operation where it went at once."""
+        begin: Any = lambda: self.start_command(name)  # noqa: E731
+        held = (context or contextvars.Context()).run(carried)
+        if (operation := self.blocks.start(begin, via, who, held)) is not None:
+            return operation  # type: ignore[return-value]
+        turn = Turn(begin, via, who, 0.0, carried=held, opens=True)
+        self.blocks.line_up(turn)
+        return turn
+
+    def skip(self, operation: Operation) -> None:
+        """It was given up, unsent; and with it what would have ridden in front of it."""
+        index = self.sent.index(operation)
+        gone = [each for each in self.sent[: index + 1] if each.sql.startswith(("BEGIN", "SAVEPOINT"))]
+        self.sent = self.sent[index + 1 :]
+        for each in gone:
+            each.finish(errors.InterfaceError("the operation was abandoned"))
+            self._tell(each)
+
+    def end(self, task: Task, who: str, *, commit: bool = True, prepare: str = "") -> Task:
         block = task.control.block
-        control = Control(block, block, who, 0.0, commit=commit)
+        control = Control(block, block, who, 0.0, commit=commit, prepare=prepare)
         return Task(self, control, _flows.finish(self.blocks, control, self))  # type: ignore[arg-type]
 
     def request(self, who: str, name: str, via: Block | None = None, context: Any = None) -> Turn | None:

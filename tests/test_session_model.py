@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,7 @@ class Asked:
     abandoned: bool = False
     number: int = 0
     inserts: bool = False
+    rides_with: core.Operation | None = None  # in front of that one; it is unsent where that is
 
 
 @dataclass
@@ -69,6 +71,8 @@ class Program:
     cancelling: str = ""  # "sent", "struck"
     cancels: int = 0
     handed: list[core.Operation] = field(default_factory=list)
+    failing: str = ""  # what the next request rides with fails
+    outermost: set[core.Operation] = field(default_factory=set)  # refused, unsent, where a transaction is open
 
     def __post_init__(self) -> None:
         self.choose = random.Random(self.seed)
@@ -93,21 +97,21 @@ class Program:
         match kind:
             case "new":
                 sql = f"rows {count} of {number}"
-                self.ask(self.client.start_execute(sql), ([(number,)] * count, f"SELECT {count}"))
+                self.ask(self.opened(self.client.start_execute, sql), ([(number,)] * count, f"SELECT {count}"))
             case "known":
                 number = self.choose.randrange(3)
                 sql = f"rows {count} of {number}"
-                self.ask(self.client.start_execute(sql), ([(number,)] * count, f"SELECT {count}"))
+                self.ask(self.opened(self.client.start_execute, sql), ([(number,)] * count, f"SELECT {count}"))
             case "echo":
-                self.ask(self.client.start_execute("echo", (number,)), ([(number,)], "SELECT 1"))
+                self.ask(self.opened(self.client.start_execute, "echo", (number,)), ([(number,)], "SELECT 1"))
             case "script":
                 sql = f"rows {count} of {number};tag {number}"
                 rows = [(str(number),)] * count
                 self.ask(self.client.start_script(sql), [(rows, f"SELECT {count}"), ([], f"TAG {number}")])
             case "command":
-                self.ask(self.client.start_command(f"tag {number}"), f"TAG {number}")
+                self.ask(self.opened(self.client.start_command, f"tag {number}"), f"TAG {number}")
             case "prepare":
-                self.ask(self.client.start_prepare(f"rows {count} of {number}"), [])
+                self.ask(self.opened(self.client.start_prepare, f"rows {count} of {number}"), [])
             case "bad":
                 self.ask_badly()
             case "insert":
@@ -126,7 +130,9 @@ class Program:
                 self.ask_to_fail(f"{sql} {number}", copy=sql == "copy")
 
     def ask(self, operation: core.Operation, expected: object, *, inserts: bool = False) -> None:
-        self.asked.append(Asked(operation, expected, number=len(self.asked) + 1000, inserts=inserts))
+        number = len(self.asked) + 1000
+        self.asked.append(Asked(operation, self.failing or expected, number=number, inserts=inserts))
+        self.failing = ""
 
     def begin(self, sql: str, number: int) -> None:
         self.first_begin = min(self.first_begin, number)
@@ -138,21 +144,41 @@ class Program:
             case _:
                 self.ask(self.client.start_script(sql), [([], "BEGIN")])
 
+    def opened(self, start: Callable[..., core.Operation], *args: Any) -> core.Operation:
+        """Some begin a block: with commands in front of them, one of which may fail, and all that follow with it."""
+        self.failing = ""
+        if self.choose.random() < 0.8:
+            return start(*args)
+        number = 500_000 + len(self.asked)
+        commands = [f"tag {number + n}" for n in range(self.choose.choice([1, 1, 2]))]
+        if self.choose.random() < 0.2:
+            commands[self.choose.randrange(len(commands))] = f"fail execute {number}"
+        outermost = self.choose.random() < 0.5
+        *opening, operation = self.client._start_behind(tuple(commands), outermost, lambda: start(*args))
+        for each, sql in zip(opening, commands, strict=True):
+            if sql.startswith("fail"):
+                self.failing = sql
+            place = len(self.asked) + 1000
+            self.asked.append(Asked(each, self.failing or sql.upper(), number=place, rides_with=operation))
+        if outermost:
+            self.outermost.update((*opening, operation))
+        return operation
+
     def ask_badly(self) -> None:
         """A wrong argument raises at once where the statement is known, else it ends the operation."""
         try:
-            operation = self.client.start_execute("echo", ("no number",))
+            operation = self.opened(self.client.start_execute, "echo", ("no number",))
         except errors.Error:
             return
         self.ask(operation, errors.Error)
 
     def ask_to_fail(self, sql: str, *, copy: bool) -> None:
         execute = self.choose.random() < 0.5
-        operation = self.client.start_execute(sql) if execute else self.client.start_script(sql)
+        operation = self.opened(self.client.start_execute, sql) if execute else self.client.start_script(sql)
         self.ask(operation, errors.InterfaceError if copy else sql)
 
     def abandon(self) -> None:
-        waiting = [each for each in self.asked if not each.abandoned and not each.operation.done()]
+        waiting = [each for each in self.asked if not (each.abandoned or each.operation.done() or each.rides_with)]
         if waiting:
             each = self.choose.choice(waiting)
             each.abandoned = True
@@ -221,6 +247,7 @@ class Program:
             self.work()
             self.receive()
             self.cancel()
+        self.drain()
 
     def busy(self) -> bool:
         return bool(self.on_the_way or self.server.busy or self.server.answer or self.cancelling)
@@ -232,7 +259,7 @@ class Program:
             if each.abandoned:
                 continue
             assert sum(each.operation is done for done in self.handed) == 1, f"request {place} was not handed out once"
-            right = matches(each.operation, each.expected) or self.is_of_its_place(each)
+            right = matches(each.operation, each.expected) or unsent(each) or self.is_of_its_place(each)
             assert right or self.may_be_hit(each.operation), f"request {place}: {each.expected}"
         self.judge_effects()
         assert self.grace or all(hit == "" or self.was_abandoned(hit) for hit in self.server.hits), self.server.hits
@@ -258,6 +285,8 @@ class Program:
         in_transaction = each.number > self.first_begin
         try:
             each.operation.result()
+        except errors.InterfaceError:
+            return in_transaction and each.operation in self.outermost and not each.operation.written
         except errors.FeatureNotSupported:
             return each.inserts and self.kinds is not KINDS
         except errors.InFailedSqlTransaction:
@@ -271,6 +300,13 @@ class Program:
 
     def was_abandoned(self, sql: str) -> bool:
         return any(each.abandoned for each in self.asked if each.operation.sql == sql)
+
+
+def unsent(each: Asked) -> bool:
+    """It never left: it rides with what was given up, or has arguments that do not fit."""
+    if each.operation.written:
+        return False
+    return each.rides_with is not None or isinstance(error_of(each.operation), errors.DataError)
 
 
 def matches(operation: core.Operation, expected: object) -> bool:

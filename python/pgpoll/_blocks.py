@@ -396,7 +396,7 @@ class Blocks:
         lazy = self._unbegun()
         outermost = len(lazy) == len(self.stack)
         *operations, operation = self._core._start_behind(tuple(each.begin for each in lazy), outermost, start)
-        self._opening(lazy, operations)
+        self._opening(lazy, operations, rides=True)
         return operation
 
     def _open_alone(self) -> None:
@@ -404,13 +404,14 @@ class Blocks:
         lazy = self._unbegun()
         *commands, last = (each.begin for each in lazy)
         start = partial(self._core.start_command, last)
-        self._opening(lazy, self._core._start_behind(tuple(commands), len(lazy) == len(self.stack), start))
+        operations = self._core._start_behind(tuple(commands), len(lazy) == len(self.stack), start)
+        self._opening(lazy, operations, rides=False)
         self._engine.flush()
 
-    def _opening(self, lazy: list[Block], operations: list[core.Operation[Any]]) -> None:
+    def _opening(self, lazy: list[Block], operations: list[core.Operation[Any]], *, rides: bool) -> None:
         for block, operation in zip(lazy, operations, strict=True):
             control = Control(block, None, None, 0.0)
-            control.operation, control.operations = operation, (operation,)
+            control.operation, control.operations, control.rides = operation, (operation,), rides
             block.state, block.begun = STARTING, True
             self._busy.add(block)
             self._engine.tell(operation, partial(self._opened, control))
@@ -484,8 +485,10 @@ class Blocks:
         block.begun = control.sent and not block.savepoint and self._core.transaction_status != "I"
         if block.state is DOOMED:
             return  # _clean() sees to it
-        if block.lazy:
-            block.state, block.error = (FAILED, control.error) if control.sent else (LAZY, None)
+        if control.rides and not control.sent:
+            block.state = LAZY
+        elif block.lazy:
+            block.state, block.error = FAILED, control.error
         elif block.begun:
             self._doom(block)
         else:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 from pgpoll import errors
 
 __all__ = ["RETRYABLE", "Attempts"]
@@ -35,4 +33,6 @@ class Attempts:
         if closed or self._made > self._retries:
             error.add_note(f"(run_transaction made {self._made} attempt{'s' if self._made > 1 else ''})")
             return None
+        import random  # which is not cheap to load, and rarely needed
+
         return random.uniform(0.0, min(MOST_SECONDS, FIRST_SECONDS * 2**self._made))

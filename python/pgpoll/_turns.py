@@ -152,7 +152,7 @@ class Hold(Turn):
 class Control(Turn):
     """The start or the end of a block: decided when the server has answered. `tag` is the last command's then."""
 
-    __slots__ = ("block", "commit", "operations", "prepare", "spoiled", "tag")
+    __slots__ = ("block", "commit", "operations", "prepare", "rides", "spoiled", "tag")
 
     def __init__(
         self,
@@ -169,6 +169,7 @@ class Control(Turn):
         self.block = block
         self.commit = commit
         self.prepare = prepare  # of a commit: the PREPARE TRANSACTION that is sent instead
+        self.rides = False  # in front of a request: where that is given up unsent, this is as well
         self.spoiled = False  # a COMMIT was asked for, and the status forbade it
         self.operations: tuple[core.Operation[Any], ...] = ()
         self.tag = ""

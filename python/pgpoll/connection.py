@@ -230,7 +230,10 @@ class Verbs(Facts):
     def transaction(
         self, *, isolation: str | None = None, readonly: bool | None = None, deferrable: bool | None = None
     ) -> Transaction:
-        """A transaction, or a savepoint where one is open already; begun by `async with`, or by its `start()`.
+        """A transaction, or a savepoint where one is open already; entered by `async with`, or begun by its `start()`.
+
+        `async with` sends nothing: BEGIN, or SAVEPOINT, leaves in front of the first request inside, in the same round
+        trip. The connection is owned from the entry on. A block in which nothing is asked sends nothing at all.
 
         `isolation` is "serializable", "repeatable read", "read committed" or "read uncommitted", also with underscores;
         None, for all three, is the server's default. A savepoint takes none of them. Raises InterfaceError for others.
@@ -372,7 +375,12 @@ class Transaction(Verbs):
     rolled back, and leaving it raises InFailedSqlTransaction. Where COMMIT was sent and its answer never came the error
     is CommitUnknown; a task that is cancelled in between gets CancelledError with that as its `__cause__`.
 
-    By hand: `await tx.start()`, then `commit()` or `rollback()`.
+    BEGIN leaves with the first request inside; the others of the block wait for BEGIN's answer. Where it fails (a hot
+    standby has no SERIALIZABLE) that request has not run and raises BEGIN's error; all later ones of the block raise
+    InterfaceError with that as `__cause__`, unsent, and the block can't be committed. BEGIN waits for the answers to
+    whatever may have begun a transaction by hand; where one has, the first request raises InterfaceError.
+
+    By hand: `await tx.start()`, which sends BEGIN at once, then `commit()` or `rollback()`.
     """
 
     __slots__ = ("_block", "_parent")
@@ -383,7 +391,7 @@ class Transaction(Verbs):
         self._block = block
 
     async def start(self, *, timeout: float | None = None) -> None:
-        """BEGIN, or SAVEPOINT; waits for others' transactions. Once only. `timeout` is in seconds."""
+        """BEGIN, or SAVEPOINT, sent at once; waits for others' transactions. Once only. `timeout` is in seconds."""
         driver = self._driver
         driver.check_loop()
         control = driver.control(self._block, self._parent._via)

@@ -53,6 +53,8 @@ exchange session::execute(operation_ptr op, statement_ptr prepared, std::string 
   auto closed = 0;
   if (!running_->parsed) {
     if (!write_preamble(*running_)) co_return;
+    // BEGIN is answered at once, not at the end of the request, which can be cancelled at the server from then on.
+    if (!running_->preamble.empty()) out().flush();
     closed = close_surplus();
   }
   const bool unnamed = bind(*prepared, arguments);

@@ -39,7 +39,8 @@ cancel_wish session::cancel_wanted() const {
   if (cancelling_ != cancelling::no) return cancel_wish::none;
   if (replies_.front()->copy_failed) return cancel_wish::grace;  // CopyFail ends it, as a rule
   const bool alone = std::all_of(replies_.begin(), replies_.end(), [](const auto* each) {
-    const auto kind = each->op->kind;  // close doesn't wait for such, nobody waits for close_portal
+    if (!each->preamble.empty()) return false;  // the block waits for that, whoever asked for what it rides with
+    const auto kind = each->op->kind;           // close doesn't wait for such, nobody waits for close_portal
     return each->op->abandoned || kind == operation::kind::close || kind == operation::kind::close_portal;
   });
   return alone ? cancel_wish::now : cancel_wish::grace;

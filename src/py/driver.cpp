@@ -138,13 +138,19 @@ PyObject* start_opening(driver_object* driver, PyObject* sql, Begin begin) {
     if (PyList_Append(operations.get(), handles.back().object.get()) < 0) return nullptr;
   }
   if (!operations) return nullptr;
-  const std::vector commands(first.commands.begin(), first.commands.end());
-  for (std::size_t i = 0; i < commands.size(); ++i) handles[i].take(commands[i]);
-  auto* started = start(driver, sql, [&](operation_object* handle) { return begin(handle, std::move(first)); });
-  if (started == nullptr)
-    for (auto& each : handles) let_go(each.get());
-  else
-    ahead->operations = std::move(operations);
+  auto* started = start(driver, sql, [&](operation_object* handle) {
+    const std::vector commands(first.commands.begin(), first.commands.end());
+    for (std::size_t i = 0; i < commands.size(); ++i) handles[i].take(commands[i]);
+    try {
+      return begin(handle, std::move(first));
+    } catch (...) {  // out of memory: they were never queued
+      for (const auto& each : commands)
+        if (!each->done()) each->state = core::operation::state::cancelled;
+      for (auto& each : handles) let_go(each.get());
+      throw;
+    }
+  });
+  if (started != nullptr) ahead->operations = std::move(operations);
   return started;
 }
 

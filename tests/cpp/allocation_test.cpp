@@ -164,6 +164,40 @@ void scripts(playing& p) {
   p.receive(message('I') + ready('E'));
 }
 
+// BEGIN and SAVEPOINT in front of a request: they end before it, with it, or where it is given up.
+void begins(playing& p) {
+  const std::string sql = "select 1 as a_name_of_more_than_fifteen_bytes";
+  const std::string begun = message('1') + message('2') + message('C', text("BEGIN of more than fifteen bytes"));
+  const auto open = [&](const std::function<operation_ptr(core::preamble)>& verb) {
+    std::vector<operation_ptr> commands;
+    const auto before = p.started.size();
+    p.start([&] {
+      core::preamble first;
+      first.outermost = p.talk->transaction_status() == 'I';
+      first.add("BEGIN of more than fifteen bytes");
+      first.add("SAVEPOINT of more than fifteen bytes");
+      commands.assign(first.commands.begin(), first.commands.end());
+      return verb(std::move(first));
+    });
+    if (p.started.size() > before) p.started.insert(p.started.end(), commands.begin(), commands.end());
+  };
+  connected(p);
+  open([&](core::preamble first) { return p.talk->start_execute(sql, std::move(first)); });
+  p.receive(begun + begun + described);
+  p.receive(message('2') + row + message('C', text("SELECT 1")) + ready('T'));
+  open([&](core::preamble first) {
+    return p.talk->start_execute(p.talk->find_statement(sql), no_arguments, std::move(first));
+  });
+  p.pump();
+  p.receive(begun + error("ERROR", "25P02") + ready('E'));
+  open([&](core::preamble first) { return p.talk->start_prepare(sql, std::move(first)); });
+  open([&](core::preamble first) { return p.talk->start_command("a third one of them", std::move(first)); });
+  p.pump();
+  if (p.talk->ended() || p.started.size() < 13) return;
+  p.make([&] { p.talk->abandon(*p.started[10]); });
+  p.receive(begun + begun + ready('T') + begun + begun + begun + ready('T'));
+}
+
 void closed(playing& p) {
   connected(p);
   p.execute("select 1 as a_name_of_more_than_fifteen_bytes");
@@ -260,13 +294,15 @@ TEST_P(allocation, each_fails_once) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    dialogues, allocation,
-    testing::Values(std::pair{"scram", &scram}, std::pair{"md5", &md5}, std::pair{"queries", &queries},
-                    std::pair{"scripts", &scripts}, std::pair{"closed", &closed}, std::pair{"fatal", &fatal},
-                    std::pair{"lost", &lost}, std::pair{"violated", &violated}, std::pair{"failed", &failed},
-                    std::pair{"abandoned_connect", &abandoned_connect}, std::pair{"destroyed", &destroyed}),
-    [](const auto& each) { return each.param.first; });
+INSTANTIATE_TEST_SUITE_P(dialogues, allocation,
+                         testing::Values(std::pair{"scram", &scram}, std::pair{"md5", &md5},
+                                         std::pair{"queries", &queries}, std::pair{"scripts", &scripts},
+                                         std::pair{"begins", &begins}, std::pair{"closed", &closed},
+                                         std::pair{"fatal", &fatal}, std::pair{"lost", &lost},
+                                         std::pair{"violated", &violated}, std::pair{"failed", &failed},
+                                         std::pair{"abandoned_connect", &abandoned_connect},
+                                         std::pair{"destroyed", &destroyed}),
+                         [](const auto& each) { return each.param.first; });
 
 }  // namespace
 }  // namespace pgpoll

@@ -25,6 +25,7 @@ from script import Run, Script, where
 
 BEGIN = (where("Parse", query="BEGIN", statement=""), "Bind", "Execute")
 SAVEPOINT = (where("Parse", query="SAVEPOINT s", statement=""), "Bind", "Execute")
+RIDES = ("Flush", *KNOWN)  # the answer to BEGIN comes at once, however long the request takes
 DESCRIBE = (where("Parse", query=ONE), "Describe", "Flush")
 STANDBY = error_response("0A000", "cannot use serializable mode in a hot standby")
 STALE = error_response("0A000", "cached plan must not change result type")
@@ -65,7 +66,7 @@ def done(*labels: str) -> Any:
 @dialogue
 def begin_with_a_known_statement() -> Script:
     """One flight; BEGIN is done at its CommandComplete, the request at its ReadyForQuery."""
-    script = opening(knows(), "a", "execute", ONE).expect(*BEGIN, *KNOWN).send(begun()).act(done("BEGIN"))
+    script = opening(knows(), "a", "execute", ONE).expect(*BEGIN, *RIDES).send(begun()).act(done("BEGIN"))
     script.send(bind_complete(), selected(7)).act(done("BEGIN")).send(ready_for_query("T"))
     return script.gives("BEGIN", "BEGIN").gives("a", [(7,)], "SELECT 1")
 
@@ -80,7 +81,7 @@ def begin_with_a_new_statement() -> Script:
 @dialogue
 def begin_with_a_statement_that_is_parsed_each_time() -> Script:
     script = knows(statement_cache_size=0)
-    opening(script, "a", "execute", ONE).expect(*BEGIN, "Parse", "Bind", "Describe", "Execute", "Sync")
+    opening(script, "a", "execute", ONE).expect(*BEGIN, "Flush", "Parse", "Bind", "Describe", "Execute", "Sync")
     script.send(begun(), parse_complete(), bind_complete(), row_description(column("one", code=1)))
     script.send(selected(7), ready_for_query("T"))
     return script.gives("BEGIN", "BEGIN").gives("a", [(7,)], "SELECT 1")
@@ -89,7 +90,7 @@ def begin_with_a_statement_that_is_parsed_each_time() -> Script:
 @dialogue
 def begin_and_savepoint() -> Script:
     script = opening(knows(), "a", "execute", ONE, ahead=("BEGIN", "SAVEPOINT s"))
-    script.expect(*BEGIN, *SAVEPOINT, *KNOWN).send(begun()).act(done("BEGIN")).send(begun("SAVEPOINT"))
+    script.expect(*BEGIN, *SAVEPOINT, *RIDES).send(begun()).act(done("BEGIN")).send(begun("SAVEPOINT"))
     return given(script.act(done("BEGIN", "SAVEPOINT s"))).gives("BEGIN", "BEGIN").gives("SAVEPOINT s", "SAVEPOINT")
 
 
@@ -125,7 +126,7 @@ def begin_with_a_copy_that_is_refused() -> Script:
 
 @dialogue
 def begin_through_a_pooler() -> Script:
-    script = opening(knows(max_pipeline=1), "a", "execute", ONE).expect(*BEGIN, *KNOWN).send(begun())
+    script = opening(knows(max_pipeline=1), "a", "execute", ONE).expect(*BEGIN, *RIDES).send(begun())
     return given(script).gives("BEGIN", "BEGIN")
 
 
@@ -134,7 +135,7 @@ def begin_through_a_pooler() -> Script:
 
 @dialogue
 def begin_fails() -> Script:
-    script = opening(knows(), "a", "execute", ONE).expect(*BEGIN, *KNOWN)
+    script = opening(knows(), "a", "execute", ONE).expect(*BEGIN, *RIDES)
     script.send(parse_complete(), bind_complete(), STANDBY).act(done()).send(ready_for_query())
     for label in ("BEGIN", "a"):
         script.raises(label, errors.FeatureNotSupported, "hot standby")
@@ -153,7 +154,7 @@ def begin_fails_before_a_new_statement() -> Script:
 
 @dialogue
 def savepoint_fails() -> Script:
-    script = opening(knows(), "a", "execute", ONE, ahead=("BEGIN", "SAVEPOINT s")).expect(*BEGIN, *SAVEPOINT, *KNOWN)
+    script = opening(knows(), "a", "execute", ONE, ahead=("BEGIN", "SAVEPOINT s")).expect(*BEGIN, *SAVEPOINT, *RIDES)
     script.send(begun(), parse_complete(), error_response("53200", "out of memory"), ready_for_query("E"))
     for label in ("SAVEPOINT s", "a"):
         script.raises(label, errors.OutOfMemory, "out of memory")
@@ -162,7 +163,7 @@ def savepoint_fails() -> Script:
 
 @dialogue
 def begin_is_answered_by_the_end() -> Script:
-    script = opening(knows(), "a", "execute", ONE).expect(*BEGIN, *KNOWN).send(fatal())
+    script = opening(knows(), "a", "execute", ONE).expect(*BEGIN, *RIDES).send(fatal())
     for label in ("BEGIN", "a"):
         script.raises(label, errors.AdminShutdown)
     return script
@@ -171,7 +172,7 @@ def begin_is_answered_by_the_end() -> Script:
 @dialogue
 def request_fails_behind_begin() -> Script:
     """A transaction is open, and lost; no second attempt in it, whatever the error is."""
-    script = opening(knows(), "a", "execute", ONE).expect(*BEGIN, *KNOWN).send(begun(), STALE, ready_for_query("E"))
+    script = opening(knows(), "a", "execute", ONE).expect(*BEGIN, *RIDES).send(begun(), STALE, ready_for_query("E"))
     return script.gives("BEGIN", "BEGIN").raises("a", errors.FeatureNotSupported, "cached plan").expect()
 
 
@@ -179,7 +180,7 @@ def request_fails_behind_begin() -> Script:
 def begin_is_struck_by_a_cancel_request_of_anothers() -> Script:
     """What carries it never runs a second time."""
     script = knows(memory_only=True).start("gone", "execute", ONE)
-    opening(script, "a", "execute", ONE).expect(*KNOWN, *BEGIN, *KNOWN).abandon("gone")
+    opening(script, "a", "execute", ONE).expect(*KNOWN, *BEGIN, *RIDES).abandon("gone")
     script.act(lambda run: run.client.cancel_started()).send(bind_complete(), selected(1), ready_for_query())
     script.cancelled("gone").send(parse_complete(), CANCELED, ready_for_query()).expect()
 
@@ -196,7 +197,7 @@ def begin_is_struck_by_a_cancel_request_of_anothers() -> Script:
 @dialogue
 def cached_plan_changed_before_begin() -> Script:
     """A second attempt would run inside of that transaction."""
-    script = opening(knows().start("b", "execute", ONE), "a", "execute", ONE).expect(*KNOWN, *BEGIN, *KNOWN)
+    script = opening(knows().start("b", "execute", ONE), "a", "execute", ONE).expect(*KNOWN, *BEGIN, *RIDES)
     script.send(STALE, ready_for_query()).raises("b", errors.FeatureNotSupported, "cached plan").expect()
     return given(script.send(begun())).gives("BEGIN", "BEGIN")
 
@@ -241,14 +242,14 @@ def begin_behind_one_by_hand() -> Script:
 
 @dialogue
 def begin_behind_what_might_have_begun_one() -> Script:
-    script = behind_by_hand("I", "call p()").expect(*BEGIN, *KNOWN).send(begun())
+    script = behind_by_hand("I", "call p()").expect(*BEGIN, *RIDES).send(begun())
     return given(script).gives("BEGIN", "BEGIN")
 
 
 @dialogue
 def begin_behind_a_script() -> Script:
     script = opening(knows().start("hand", "script", "begin; commit"), "a", "execute", ONE).expect("Query")
-    script.send(command_complete("BEGIN"), command_complete("COMMIT"), ready_for_query()).expect(*BEGIN, *KNOWN)
+    script.send(command_complete("BEGIN"), command_complete("COMMIT"), ready_for_query()).expect(*BEGIN, *RIDES)
     return given(script.send(begun())).gives("BEGIN", "BEGIN")
 
 
@@ -256,7 +257,7 @@ def begin_behind_a_script() -> Script:
 def begin_behind_queries() -> Script:
     """They change nothing: no flight is lost."""
     script = knows().start("b", "execute", ONE).start("c", "execute", ONE)
-    opening(script, "a", "execute", ONE).expect(*KNOWN * 2, *BEGIN, *KNOWN)
+    opening(script, "a", "execute", ONE).expect(*KNOWN * 2, *BEGIN, *RIDES)
     given(given(script, "b", 1, "I"), "c", 2, "I").send(begun())
     return given(script).gives("BEGIN", "BEGIN")
 
@@ -265,11 +266,18 @@ def begin_behind_queries() -> Script:
 def savepoint_waits_for_nobody() -> Script:
     script = knows().start("hand", "command", "begin")
     opening(script, "a", "execute", ONE, ahead=("SAVEPOINT s",), outermost=False)
-    script.expect("Parse", *KNOWN, *SAVEPOINT, *KNOWN).send(begun(), ready_for_query("T"), begun("SAVEPOINT"))
+    script.expect("Parse", *KNOWN, *SAVEPOINT, *RIDES).send(begun(), ready_for_query("T"), begun("SAVEPOINT"))
     return given(script).gives("SAVEPOINT s", "SAVEPOINT")
 
 
 # Given up.
+
+
+def wanted(wish: int) -> Any:
+    def check(run: Run) -> None:
+        assert run.client.cancel_wanted() == wish
+
+    return check
 
 
 def unwritten(run: Run, *labels: str) -> None:
@@ -287,16 +295,20 @@ def abandoned_before_begin_was_sent() -> Script:
 def abandoned_while_begin_is_on_its_way() -> Script:
     """BEGIN is never cancelled by wish (D6); what rides with it is, once it runs."""
 
-    def wanted(wish: int) -> Any:
-        def check(run: Run) -> None:
-            assert run.client.cancel_wanted() == wish
-
-        return check
-
-    script = opening(knows(memory_only=True), "a", "execute", ONE).expect(*BEGIN, *KNOWN).abandon("a")
+    script = opening(knows(memory_only=True), "a", "execute", ONE).expect(*BEGIN, *RIDES).abandon("a")
     script.act(wanted(core.NONE)).send(begun()).act(wanted(core.NOW)).act(done("BEGIN"))
     script.send(bind_complete(), selected(1), ready_for_query("T")).gives("BEGIN", "BEGIN").cancelled("a")
     return given(script.start("b", "execute", ONE).expect(*KNOWN), "b")
+
+
+@dialogue
+def abandoned_behind_an_abandoned_head() -> Script:
+    """Nobody waits for the request, but a block does for its BEGIN: a late CancelRequest would hit that."""
+    script = opening(knows(memory_only=True).start("b", "execute", ONE), "a", "execute", ONE)
+    script.expect(*KNOWN, *BEGIN, *RIDES).abandon("b").act(wanted(core.GRACE)).abandon("a").act(wanted(core.GRACE))
+    script.send(bind_complete(), selected(1), ready_for_query()).act(wanted(core.NONE)).send(begun())
+    script.act(wanted(core.NOW)).send(bind_complete(), selected(1), ready_for_query("T"))
+    return script.gives("BEGIN", "BEGIN").cancelled("a", "b")
 
 
 @dialogue
@@ -309,5 +321,5 @@ def abandoned_while_it_is_described_behind_begin() -> Script:
 @dialogue
 def begin_is_abandoned() -> Script:
     """What rides with it goes on."""
-    script = opening(knows(), "a", "execute", ONE).expect(*BEGIN, *KNOWN).abandon("BEGIN").send(begun())
+    script = opening(knows(), "a", "execute", ONE).expect(*BEGIN, *RIDES).abandon("BEGIN").send(begun())
     return given(script).cancelled("BEGIN")

@@ -341,10 +341,11 @@ def enter(listening: Listening, blocks: Blocks, box: Mailbox, turn: Turn) -> Flo
 class Listens:
     """What both faces' listeners share."""
 
-    __slots__ = ("__weakref__", "_box", "_parent")
+    __slots__ = ("__weakref__", "_box", "_parent", "_timeout")
 
-    def __init__(self, parent: Any, channels: tuple[str, ...]) -> None:
+    def __init__(self, parent: Any, channels: tuple[str, ...], timeout: float | None) -> None:
         self._box = Mailbox(checked(channels))
+        self._timeout = timeout  # of entering it
         self._parent = parent  # keeps the connection
 
     @property

@@ -61,6 +61,8 @@ void hand_out(connection_object* self, bool direct, first_error& error) {
       stir(operation, error);
       continue;
     }
+    // Who awaits it wants its result alone. While a task is stepped here, what it ran must not be pinned.
+    if (operation->op->kind == core::operation::kind::execute) operation->op->statement = nullptr;
     if (direct && !std::exchange(asked, true)) {
       direct = steps_allowed(self->side);
       error.keep();

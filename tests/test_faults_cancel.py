@@ -51,6 +51,16 @@ async def prepared(conn: pgpoll.Connection, verb: str) -> Any:
     return await getattr(await conn.prepare("select $1::int4 + 0"), verb)(5)
 
 
+async def listening(conn: pgpoll.Connection, *channels: str) -> Any:
+    async with conn.listen(*channels) as notifications:
+        await conn.execute("notify a")
+        return await anext(notifications)
+
+
+async def explained(conn: pgpoll.Connection) -> Any:
+    return await (await conn.prepare("select $1::int4")).explain(5, analyze=True)
+
+
 NEW = itertools.count()
 
 # Every verb of the asyncio face, each way to take.
@@ -77,6 +87,9 @@ VERBS: dict[str, Callable[[pgpoll.Connection], Coroutine[Any, Any, Any]]] = {
     "start, commit": lambda c: by_hand(c, "commit"),
     "start, rollback": lambda c: by_hand(c, "rollback"),
     "cancel": lambda c: c.cancel(),
+    "listen": lambda c: listening(c, "a"),
+    "listen, several channels": lambda c: listening(c, "a", "b", "c"),
+    "explain": explained,
 }
 
 

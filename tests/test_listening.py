@@ -30,7 +30,7 @@ from backend import (
     started,
 )
 from peers import Memory, options
-from pgpoll import Notification, _listening, errors
+from pgpoll import Notification, _listening, conninfo, core, errors
 from sanity import Sanity
 from test_faults_cancel import Stepped
 from test_notices import Heartbeat, resident
@@ -420,6 +420,37 @@ async def test_the_core_tells_who_lost_what() -> None:
     kept = run.client.take_notifications()
     room = (8 << 20) // len(notification("a", "x" * 7000)[5:])
     assert kept == [("a", "x" * 7000, 4711)] * room + [("a", None, 1500 - room)]
+
+
+def test_the_poll_api(dsn: str, channel: str) -> None:
+    """READY while some are kept and not taken, IDLE again; by default none are kept."""
+    conn = core.Connection(conninfo.resolve(dsn))
+
+    def command(sql: str) -> None:
+        operation = conn.start_command(sql)
+        while not conn.wait(operation, 10):
+            pass
+        operation.result()
+
+    assert conn.wait(conn.start_connect(), 10)
+    assert conn.next_completed() is not None
+    command(f'listen "{channel}"')
+    command(f'notify "{channel}"')
+    assert conn.poll() == core.IDLE
+    conn.keep_notifications(True)
+    command(f"notify \"{channel}\", 'kept'")
+    assert conn.poll() == core.READY | core.WAIT_READ
+    assert conn.take_notifications() == [(channel, "kept", conn.backend_pid)]
+    assert conn.poll() == core.IDLE
+    command(f"notify \"{channel}\", 'dropped'")
+    conn.keep_notifications(False)
+    assert conn.poll() == core.IDLE
+    assert conn.take_notifications() == []
+    for wrong in ((1, 2), ("x",), (-1,)):
+        with pytest.raises((TypeError, OverflowError)):
+            conn.take_notifications(*wrong)
+    conn.terminate()
+    conn.close_fd()
 
 
 # -- ends

@@ -245,9 +245,11 @@ def test_a_cut_connection(assert_sane_sync: SyncSanity) -> None:
     proxy = assert_sane_sync.through()
     conn = assert_sane_sync.connect(proxy)
     with conn.listen("x") as notifications:
-        threading.Timer(0.1, proxy.close).start()
+        cut = threading.Timer(0.1, proxy.close)
+        cut.start()
         with assert_sane_sync.raises(pgpoll.ConnectionLost):
             next(notifications)
+        cut.join()
 
 
 # -- Ctrl-C

@@ -163,6 +163,7 @@ class Listening:
         self._engine = engine
         self._channels: dict[str, _Channel] = {}
         self._why = ""
+        self._taken: deque[tuple[str, str | None, int]] = deque()  # of the core, and not spread yet
         self._told = False  # of notifications that nobody listens to
         self._busy = False
         connection.keep_notifications(True)
@@ -224,6 +225,11 @@ class Listening:
 
     # -- notifications
 
+    @property
+    def unspread(self) -> bool:
+        """Whether Ctrl-C has left some to be handed over."""
+        return bool(self._taken)
+
     def hand_over(self, seconds: float | None) -> bool:
         """All that have come, or for about so many seconds. True where some may be left."""
         if self._busy:  # by way of a finalizer, or a handler of the log: whoever called that goes on
@@ -231,12 +237,16 @@ class Listening:
         self._busy = True
         try:
             until = None if seconds is None else monotonic() + seconds
-            while items := self._core.take_notifications(_AT_A_TIME):
-                for item in items:
-                    self._spread(item)
-                if until is not None and monotonic() >= until:
-                    return True
-            return False
+            taken = self._taken
+            while True:
+                if not taken:
+                    if until is not None and monotonic() >= until:
+                        return True
+                    taken.extend(self._core.take_notifications(_AT_A_TIME))
+                    if not taken:
+                        return False
+                self._spread(taken[0])
+                taken.popleft()  # not before: Ctrl-C may come in between
         finally:
             self._busy = False
 

@@ -346,7 +346,7 @@ class Driver:
 
     def _settle(self) -> None:
         """Tell who observes and the blocks what is done, and everyone where the connection has ended."""
-        if self.core._news:
+        if self.core._news or self.listening.unspread:
             self.core._report()
             self._hand_over(NOTICES_SECONDS)
         while self._dismissed:

@@ -79,7 +79,7 @@ class Mailbox:
         self.entry: Turn | None = None  # decided when there are none, or one can't be listened to
         self._items: deque[tuple[str, str | None, int]] = deque()  # as core.take_notifications() gives them
         self._wakes: list[Callable[[], None]] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may end it within
 
     def put(self, item: tuple[str, str | None, int]) -> None:
         """One more; where there is no room, or some were lost before, the number of the lost ones stands there."""
@@ -261,7 +261,7 @@ class Listening:
 
     def _unheard(self, item: tuple[str, str | None, int]) -> None:
         if not item[0]:  # lost ones, anyone's
-            for box in {box for channel in self._channels.values() for box in channel.boxes}:
+            for box in {box for channel in tuple(self._channels.values()) for box in channel.boxes}:
                 box.put(item)
             return
         if not self._told:
@@ -320,7 +320,7 @@ class Listening:
             with contextlib.suppress(errors.InterfaceError):  # the connection has ended, or ends: lost() follows
                 self._blocks.go_unowned(channel.turn)
         if not channel.flight and not channel.listening:
-            del self._channels[channel.name]
+            self._channels.pop(channel.name, None)
 
     def _unlisten(self, channel: _Channel) -> Any:
         """Its turn has come."""

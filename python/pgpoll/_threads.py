@@ -349,8 +349,11 @@ class Driver:
         if self.core._news or self.listening.unspread:
             self.core._report()
             self._hand_over(NOTICES_SECONDS)
-        while self._dismissed:
-            self.listening.leave(self._dismissed.popleft())
+        if self._dismissed:
+            while self._dismissed:
+                self.listening.leave(self._dismissed.popleft())
+            if not self.core.closed:
+                self.core.flush()
         while self._doomed:
             self.blocks.doom(self._doomed.popleft())
         self.blocks.settle()

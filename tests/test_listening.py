@@ -388,6 +388,16 @@ async def test_f38_a_flood_while_the_consumer_sleeps() -> None:
             assert (await anext(both)).payload == (await anext(quiet)).payload == "last"
 
 
+async def test_f38_a_flood_while_the_consumer_takes() -> None:
+    """It loses none of them, however many are in the socket at once."""
+    blocks = (
+        b"".join(notification("a", str(i)) for i in range(start, start + 1000)) for start in range(0, FLOOD, 1000)
+    )
+    async with asyncio.timeout(60), bringing(a=blocks) as conn, conn.listen("a") as notifications:
+        for expected in range(FLOOD):
+            assert (await anext(notifications)).payload == str(expected)
+
+
 async def test_f38_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
     """LISTEN by hand: said once, and dropped in the core from there on."""
     async with bringing(by_hand=[notification("by_hand", "secret") * 1000] * 100) as conn:

@@ -46,6 +46,7 @@ __all__ = ["Notification"]
 BOUND = 10_000  # notifications that a listener keeps
 MAX_NAME = 63  # bytes of a channel's name, as the server is built
 _AT_A_TIME = 100
+_AT_LEAST = 6_000  # in each turn of the loop: one poll() brings no more, so that who takes them loses none
 
 _log = logging.getLogger("pgpoll")
 
@@ -231,18 +232,19 @@ class Listening:
         return bool(self._taken)
 
     def hand_over(self, seconds: float | None) -> bool:
-        """All that have come, or for about so many seconds. True where some may be left."""
+        """All that have come, or for about so many seconds, but _AT_LEAST. True where some may be left."""
         if self._busy:  # by way of a finalizer, or a handler of the log: whoever called that goes on
             return False
         self._busy = True
         try:
             until = None if seconds is None else monotonic() + seconds
-            taken = self._taken
+            taken, handed = self._taken, 0
             while True:
                 if not taken:
-                    if until is not None and monotonic() >= until:
+                    if until is not None and handed >= _AT_LEAST and monotonic() >= until:
                         return True
                     taken.extend(self._core.take_notifications(_AT_A_TIME))
+                    handed += _AT_A_TIME
                     if not taken:
                         return False
                 self._spread(taken[0])

@@ -532,7 +532,7 @@ class _Expiry:
         if awaited is None or awaited.done():
             return
         if not self._driver.core.closed:
-            self._driver.core._on_readable()  # the reply may be there already
+            self._driver.core._on_writable()  # the reply may be there already
             if awaited.done():
                 return
         error = _timed_out("the request", self._seconds)

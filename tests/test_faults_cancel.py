@@ -89,6 +89,16 @@ async def some(source: AsyncIterator[Any], at_most: int) -> None:
             break
 
 
+async def listening(conn: pgpoll.Connection, *channels: str) -> Any:
+    async with conn.listen(*channels) as notifications:
+        await conn.execute("notify a")
+        return await anext(notifications)
+
+
+async def explained(conn: pgpoll.Connection) -> Any:
+    return await (await conn.prepare("select $1::int4")).explain(5, analyze=True)
+
+
 NEW = itertools.count()
 
 # Every verb of the asyncio face, each way to take.
@@ -134,6 +144,9 @@ VERBS: dict[str, Callable[[pgpoll.Connection], Coroutine[Any, Any, Any]]] = {
         c.copy_out("copy (select 1 / (9 - i) from generate_series(1, 9) i) to stdout"), -1
     ),
     "copy_out_records": lambda c: some(c.copy_out_records("select i, 'x' from generate_series(1, 5000) i"), -1),
+    "listen": lambda c: listening(c, "a"),
+    "listen, several channels": lambda c: listening(c, "a", "b", "c"),
+    "explain": explained,
 }
 
 

@@ -71,8 +71,22 @@ async def cancelled(connect: Connect, patience: float) -> list[Any]:
     return [first, await expect(7, conn.fetchval("select 7", timeout=patience))]
 
 
+async def listening(connect: Connect, patience: float) -> list[Any]:
+    conn = await connect(user="postgres")
+
+    async def hear() -> str | None:
+        async with conn.listen("sweep", timeout=patience) as notifications:
+            await conn.execute("notify sweep, 'heard'", timeout=patience)
+            note = await notifications.next(timeout=patience)
+            if note is None:
+                raise pgpoll.QueryTimeout("nothing came")
+            return note.payload
+
+    return [await expect("heard", hear())]
+
+
 FLOWS: dict[str, Flow] = {
-    each.__name__: each for each in (plain, scram, query, pipelined, error_in_a_pipeline, cancelled)
+    each.__name__: each for each in (plain, scram, query, pipelined, error_in_a_pipeline, cancelled, listening)
 }
 
 

@@ -46,6 +46,7 @@ __all__ = ["Notification"]
 BOUND = 10_000  # notifications that a listener keeps
 MAX_NAME = 63  # bytes of a channel's name, as the server is built
 _AT_A_TIME = 100
+_AT_LEAST = 6_000  # in each turn of the loop: one poll() brings no more, so that who takes them loses none
 
 _log = logging.getLogger("pgpoll")
 
@@ -79,7 +80,7 @@ class Mailbox:
         self.entry: Turn | None = None  # decided when there are none, or one can't be listened to
         self._items: deque[tuple[str, str | None, int]] = deque()  # as core.take_notifications() gives them
         self._wakes: list[Callable[[], None]] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may end it within
 
     def put(self, item: tuple[str, str | None, int]) -> None:
         """One more; where there is no room, or some were lost before, the number of the lost ones stands there."""
@@ -162,6 +163,7 @@ class Listening:
         self._blocks = blocks
         self._engine = engine
         self._channels: dict[str, _Channel] = {}
+        self._taken: deque[tuple[str, str | None, int]] = deque()  # of the core, and not spread yet
         self._told = False  # of notifications that nobody listens to
         self._busy = False
         connection.keep_notifications(True)
@@ -217,19 +219,29 @@ class Listening:
 
     # -- notifications
 
+    @property
+    def unspread(self) -> bool:
+        """Whether Ctrl-C has left some to be handed over."""
+        return bool(self._taken)
+
     def hand_over(self, seconds: float | None) -> bool:
-        """All that have come, or for about so many seconds. True where some may be left."""
+        """All that have come, or for about so many seconds, but _AT_LEAST. True where some may be left."""
         if self._busy:  # by way of a finalizer, or a handler of the log: whoever called that goes on
             return False
         self._busy = True
         try:
             until = None if seconds is None else monotonic() + seconds
-            while items := self._core.take_notifications(_AT_A_TIME):
-                for item in items:
-                    self._spread(item)
-                if until is not None and monotonic() >= until:
-                    return True
-            return False
+            taken, handed = self._taken, 0
+            while True:
+                if not taken:
+                    if until is not None and handed >= _AT_LEAST and monotonic() >= until:
+                        return True
+                    taken.extend(self._core.take_notifications(_AT_A_TIME))
+                    handed += _AT_A_TIME
+                    if not taken:
+                        return False
+                self._spread(taken[0])
+                taken.popleft()  # not before: Ctrl-C may come in between
         finally:
             self._busy = False
 
@@ -244,7 +256,7 @@ class Listening:
 
     def _unheard(self, item: tuple[str, str | None, int]) -> None:
         if not item[0]:  # lost ones, anyone's
-            for box in {box for channel in self._channels.values() for box in channel.boxes}:
+            for box in {box for channel in tuple(self._channels.values()) for box in channel.boxes}:
                 box.put(item)
             return
         if not self._told:
@@ -303,7 +315,7 @@ class Listening:
             with contextlib.suppress(errors.InterfaceError):  # the connection has ended, or ends: lost() follows
                 self._blocks.go_unowned(channel.turn)
         if not channel.flight and not channel.listening:
-            del self._channels[channel.name]
+            self._channels.pop(channel.name, None)
 
     def _unlisten(self, channel: _Channel) -> Any:
         """Its turn has come."""
@@ -334,10 +346,11 @@ def enter(listening: Listening, blocks: Blocks, box: Mailbox, turn: Turn) -> Flo
 class Listens:
     """What both faces' listeners share."""
 
-    __slots__ = ("__weakref__", "_box", "_parent")
+    __slots__ = ("__weakref__", "_box", "_parent", "_timeout")
 
-    def __init__(self, parent: Any, channels: tuple[str, ...]) -> None:
+    def __init__(self, parent: Any, channels: tuple[str, ...], timeout: float | None) -> None:
         self._box = Mailbox(checked(channels))
+        self._timeout = timeout  # of entering it
         self._parent = parent  # keeps the connection
 
     @property

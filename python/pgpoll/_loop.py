@@ -602,7 +602,7 @@ class _Expiry:
     def _expire(self) -> None:
         awaited = self.awaited
         if awaited is not None and not awaited.done() and not self._driver.core.closed:
-            self._driver.core._on_readable()  # the reply may be there already
+            self._driver.core._on_writable()  # the reply may be there already
         if awaited is None or awaited.done():
             self.error = _timed_out("the request", self._seconds)
             return

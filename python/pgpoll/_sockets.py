@@ -93,7 +93,7 @@ class Doorbell:
     """Wakes one thread that waits for a socket, from another."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may ring within
         self._open = False
 
     def __enter__(self) -> Self:

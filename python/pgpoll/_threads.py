@@ -398,11 +398,14 @@ class Driver:
 
     def _settle(self) -> None:
         """Tell who observes and the blocks what is done, and everyone where the connection has ended."""
-        if self.core._news:
+        if self.core._news or self.listening.unspread:
             self.core._report()
             self._hand_over(NOTICES_SECONDS)
-        while self._apart:
-            self._apart.popleft()()
+        if self._apart:
+            while self._apart:
+                self._apart.popleft()()
+            if not self.core.closed:
+                self.core.flush()
         self.blocks.settle()
         finished = [each for each in self._watched if each[0].done()]
         if finished:

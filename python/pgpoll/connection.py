@@ -328,13 +328,14 @@ class Connection(Verbs):
         self._driver.check_outside(verb)
         await self._driver.request(partial(self._core.start_command, sql), None, timeout, sql)
 
-    def listen(self, *channels: str) -> Listener:
+    def listen(self, *channels: str, timeout: float | None = None) -> Listener:
         """Listen to channels: `async with conn.listen("news") as notifications`, and `async for` within.
 
         A channel's name is taken to the letter, as a quoted identifier is: `NOTIFY News` without quotes goes to "news".
-        Raises InterfaceError for one that the server could not take, or would cut.
+        Raises InterfaceError for one that the server could not take, or would cut. `timeout` is that of entering it, in
+        seconds.
         """
-        return Listener(self, channels)
+        return Listener(self, channels, timeout)
 
     async def close(self) -> None:
         """Serve what was accepted, within 5 s, and end the connection. Later requests get InterfaceError.
@@ -484,7 +485,7 @@ class Listener(Listens):
         until = None if timeout is None else driver.loop.time() + timeout
         while True:
             if box.state is NEW:
-                await driver.run(self._enter(), timeout)
+                await driver.run(self._enter(), timeout if self._timeout is None else self._timeout)
             if (found := self._at_hand()) is not None or box.state is LEFT:
                 return found
             left = None if until is None else until - driver.loop.time()
@@ -493,7 +494,7 @@ class Listener(Listens):
             await driver.hear(box, left)
 
     async def __aenter__(self) -> Listener:
-        await self._parent._driver.run(self._enter())
+        await self._parent._driver.run(self._enter(), self._timeout)
         return self
 
     async def __aexit__(

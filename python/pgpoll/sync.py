@@ -236,9 +236,9 @@ class Connection(_Verbs):
         self._driver.check_outside(verb)
         self._driver.request(partial(self._core.start_command, sql), None, timeout, sql)
 
-    def listen(self, *channels: str) -> Listener:
+    def listen(self, *channels: str, timeout: float | None = None) -> Listener:
         """Listen to channels: `with conn.listen("news") as notifications`. See pgpoll.Connection.listen."""
-        return Listener(self, channels)
+        return Listener(self, channels, timeout)
 
     def close(self) -> None:
         """Serve what was accepted, within 5 s, and end the connection. See pgpoll.Connection.close."""
@@ -347,7 +347,7 @@ class Listener(Listens):
         looked = False
         while True:
             if box.state is NEW:
-                driver.run(self._enter(), timeout)
+                driver.run(self._enter(), timeout if self._timeout is None else self._timeout)
             if (found := self._at_hand()) is not None or box.state is LEFT:
                 return found
             if looked and deadline is not None and deadline <= monotonic():
@@ -356,7 +356,7 @@ class Listener(Listens):
             looked = True
 
     def __enter__(self) -> Listener:
-        self._parent._driver.run(self._enter())
+        self._parent._driver.run(self._enter(), self._timeout)
         return self
 
     def __exit__(

@@ -170,7 +170,7 @@ void client::receive() {
     const bool expecting = everything_ && session_.in_flight() != 0;
     const bool short_read = size < room.size() && send_error_ == 0 && !expecting;
     if (short_read) return;
-    if (size >= budget) {
+    if (size >= budget || session_.has_notifications()) {  // which are to be taken before they are too many
       unread_ = everything_;
       return;
     }

@@ -24,6 +24,7 @@ struct loop_side {
   int watched;        // told last: WAIT_READ, WAIT_WRITE and CLOSED
   bool handing_out;
   bool flush_pending;
+  bool read_on_pending;
 };
 
 struct connection_object {

@@ -61,6 +61,8 @@ void hand_out(connection_object* self, bool direct, first_error& error) {
       stir(operation, error);
       continue;
     }
+    // Who awaits it wants its result alone. While a task is stepped here, what it ran must not be pinned.
+    if (operation->op->kind == core::operation::kind::execute) operation->op->statement = nullptr;
     if (direct && !std::exchange(asked, true)) {
       direct = steps_allowed(self->side);
       error.keep();
@@ -145,8 +147,9 @@ PyObject* waiter(PyObject* object, PyObject* operation) {
 
 // The next turn of the loop goes on reading, whether or not it says that there is something.
 bool read_on(connection_object* self) {
-  auto readable = ref::steal(PyObject_GetAttrString(as_object(self), "_on_readable"));
-  return readable && call_soon(self, readable.get(), nullptr, self->side.context);
+  auto unread = ref::steal(PyObject_GetAttrString(as_object(self), "_on_unread"));
+  self->side.read_on_pending = unread && call_soon(self, unread.get(), nullptr, self->side.context);
+  return self->side.read_on_pending;
 }
 
 PyObject* on_event(PyObject* object, PyObject*) {
@@ -157,10 +160,21 @@ PyObject* on_event(PyObject* object, PyObject*) {
     int flags = 0;
     if (!advance(self, flags)) error.keep();
     if (!settle(self, true)) error.keep();
-    if (self->client->unread() && !read_on(self)) error.keep();
+    if (self->client->unread() && !self->side.read_on_pending && !read_on(self)) error.keep();
     if (!error.raise()) return nullptr;
     Py_RETURN_NONE;
   });
+}
+
+PyObject* on_unread(PyObject* object, PyObject*) {
+  as_connection(object)->side.read_on_pending = false;
+  return on_event(object, nullptr);
+}
+
+// Once in each turn of the loop: what one brings is taken before the next.
+PyObject* on_readable(PyObject* object, PyObject*) {
+  if (as_connection(object)->side.read_on_pending) Py_RETURN_NONE;
+  return on_event(object, nullptr);
 }
 
 PyObject* flush_due(PyObject* object, PyObject*) {
@@ -308,7 +322,8 @@ PyMethodDef loop_methods[] = {
     {"_attach", method(attach), METH_VARARGS | METH_KEYWORDS, "What the loop hands in; once."},
     {"_execute", method(execute), METH_FASTCALL, "start_execute(), sent by the rule D4; the Waiter of it."},
     {"_waiter", waiter, METH_O, "The Waiter of an Operation that was started here."},
-    {"_on_readable", on_event, METH_NOARGS, "For add_reader()."},
+    {"_on_readable", on_readable, METH_NOARGS, "For add_reader()."},
+    {"_on_unread", on_unread, METH_NOARGS, "Goes on reading."},
     {"_on_writable", on_event, METH_NOARGS, "For add_writer()."},
     {"_flush_due", flush_due, METH_NOARGS, "The flush of this turn of the loop."},
     {"_flush_soon", flush_soon_method, METH_NOARGS, "Sends what was started, by the rule D4."},

@@ -16,7 +16,7 @@ import pytest
 import pgpoll
 from pgpoll import errors
 
-SERIES = "select i from generate_series(1, $1::int4) as t(i)"
+SERIES = "select i from (select generate_series(1, $1::int4) as i) as t"
 EVERY = [None, 1, 2, 3, 7, 100, 1000]
 
 
@@ -229,7 +229,7 @@ async def test_rolled_back_to_before_it_was_opened(conn: pgpoll.Connection) -> N
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("prefetch", [None, 3, 1000])
 async def test_errors_of_the_server(conn: pgpoll.Connection, prefetch: int | None, inside: bool) -> None:
-    sql = "select 100 / (i - 10) as x, i from generate_series(1, $1::int4) as t(i)"
+    sql = "select 100 / (i - 10) as x, i from (select generate_series(1, $1::int4) as i) as t"
     tx = conn.transaction()
     if inside:
         await tx.start()

@@ -18,7 +18,7 @@ import pgpoll
 from peers import drive, wait
 from pgpoll import conninfo, core, errors, sync
 
-SERIES = "select i from generate_series(1, $1::int4) as t(i)"
+SERIES = "select i from (select generate_series(1, $1::int4) as i) as t"
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_left_early(conn: sync.Connection, prefetch: int | None, inside: bool) -
 
 
 def test_errors(conn: sync.Connection) -> None:
-    sql = "select 100 / (i - 10) as x, i from generate_series(1, $1::int4) as t(i)"
+    sql = "select 100 / (i - 10) as x, i from (select generate_series(1, $1::int4) as i) as t"
     for prefetch in (None, 3, 1000):
         stream = conn.stream(sql, 100, prefetch=prefetch)
         with pytest.raises(errors.DivisionByZero):

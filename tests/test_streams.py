@@ -293,6 +293,22 @@ async def test_timeout(conn: pgpoll.Connection) -> None:
     assert await conn.fetchval("select 1", timeout=2) == 1
 
 
+async def test_timeout_in_a_transaction(conn: pgpoll.Connection) -> None:
+    """What runs is cancelled at the server, and the transaction fails by that."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    with pytest.raises(errors.InFailedSqlTransaction):
+        async with conn.transaction():
+            stream = conn.stream("select i, pg_sleep(20) from generate_series(1, 100) as t(i)", timeout=0.05)
+            with pytest.raises(pgpoll.QueryTimeout):
+                await anext(stream)
+            assert [row async for row in stream] == []
+            with pytest.raises(errors.InFailedSqlTransaction):
+                await conn.fetchval("select 1")
+    assert loop.time() - began < 5
+    assert await conn.fetchval("select 1") == 1
+
+
 async def test_a_cancelled_step_ends_it(conn: pgpoll.Connection) -> None:
     stream = conn.stream("select i, pg_sleep(20) from generate_series(1, 100) as t(i)")
     with pytest.raises(TimeoutError):

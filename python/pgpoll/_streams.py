@@ -80,7 +80,7 @@ class Held:
     ) -> None:
         self._driver = driver
         self._limited = prefetch is not None
-        self._half = max(1, (prefetch or 0) // 2)
+        self._half = max(1, (prefetch or PREFETCH) // 2)
         self._consumed = 0
         self._hold = driver.hold("stream", start, via, where)
         self._operation: core.Operation[str] | None = None
@@ -107,7 +107,7 @@ class Held:
         operation = self._operation
         assert operation is not None
         done = operation.done()  # before the rows: another thread may drive
-        rows = operation.take_rows(self._half - self._consumed if self._limited and not whole else None)
+        rows = operation.take_rows(None if whole else self._half - self._consumed)
         if not self._limited:
             self._driver.flush()  # it may read on
         if done and not rows:
@@ -119,8 +119,8 @@ class Held:
         """See _Source."""
         assert self._operation is not None
         self._consumed += rows
-        if self._limited and self._consumed >= self._half:
-            if not self._operation.done():
+        if self._consumed >= self._half:
+            if self._limited and not self._operation.done():
                 self._driver.nudge(partial(self._operation.grant, self._consumed))
             self._consumed = 0
 
@@ -219,6 +219,7 @@ class Portal:
         """Nobody waits for what was asked for: it may be cancelled at the server, and its transaction fail."""
         if self._asked is not None:
             self._asked.abandon()
+            self._asked = None
 
     def _close(self) -> None:
         if self._asked is not None:

@@ -160,8 +160,6 @@ async def test_f71_nothing_is_cancelled_where_nothing_runs(assert_sane: Sanity) 
                 stream = conn.stream("select i from generate_series(1, 1000) as t(i)", prefetch=10)
                 for _ in range(4):
                     await anext(stream)
-                await assert_sane.until(lambda: conn._core.quiet or not conn._driver._news)
-                await asyncio.sleep(0.005)
                 await stream.aclose()
             await assert_sane.ask(conn)
     assert proxy.cancels == 0

@@ -51,8 +51,8 @@ exchange session::execute(operation_ptr op, statement_ptr prepared, std::string 
   ready_for_query(co_await next_message());
 }
 
-// A statement that was not known when it was asked for: its description, in op->statement, and then the arguments. Where
-// there are none no Bind follows, and the exchange is over; the statement stays cached.
+// A statement that was not known when it was asked for: its description, in op->statement, and then the arguments.
+// Where there are none no Bind follows, and the exchange is over; the statement stays cached.
 step<std::optional<std::string>> session::described(operation_ptr op) {
   std::string sql = op->statement ? op->statement->sql : op->sql;
   op->statement = cache_.find(sql);  // described meanwhile by a request ahead of this one

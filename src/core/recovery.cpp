@@ -12,8 +12,7 @@ namespace pgpoll::core {
 namespace {
 
 bool runs_statement(const operation& op) {
-  return op.kind == operation::kind::execute || op.kind == operation::kind::stream ||
-         op.kind == operation::kind::fetch;
+  return op.kind == operation::kind::execute || op.kind == operation::kind::stream || op.kind == operation::kind::fetch;
 }
 
 bool cancellable(const operation& op) {
@@ -108,8 +107,8 @@ bool session::leaves_as_it_was(const operation& behind) {
 // Its error is one that a second attempt mends, and nothing of the first can have remained.
 bool session::again_helps(const exchange_promise& p) const {
   const auto& op = *p.op;
-  const bool kind = op.kind == operation::kind::execute || op.kind == operation::kind::prepare ||
-                    op.kind == operation::kind::stream;
+  const bool once = op.kind == operation::kind::fetch;  // its transaction is over
+  const bool kind = (runs_statement(op) && !once) || op.kind == operation::kind::prepare;
   if (!kind || op.abandoned || op.again || !p.error || !p.error->server) return false;
   const auto code = p.error->server->field('C');
   if (code == query_canceled && stray_cancel_) {

@@ -77,9 +77,9 @@ class session {
   operation_ptr start_script(std::string sql);   // simple query protocol
   operation_ptr start_command(std::string sql);  // no parameters, no rows: unnamed, one flight, never cancelled by wish
 
-  // Rows in parts. A stream is a channel: at most `credit` rows come, and so many more as are granted; 0: all, as far as
-  // the face takes them. It ends with its statement. open and fetch are requests of `limit` rows each, of a portal that
-  // lasts to the end of its transaction or to close_portal, of which nobody is told.
+  // Rows in parts. A stream is a channel: at most `credit` rows come, and so many more as are granted; 0: all, as far
+  // as the face takes them. It ends with its statement. open and fetch are requests of `limit` rows each, of a portal
+  // that lasts to the end of its transaction or to close_portal, of which nobody is told.
   operation_ptr start_stream(std::string sql, std::uint32_t credit);
   operation_ptr start_stream(statement_ptr known, std::string arguments, std::uint32_t credit);
   operation_ptr start_open(std::string sql, std::string portal, std::uint32_t limit);
@@ -89,8 +89,8 @@ class session {
   void grant(operation& op, std::uint32_t rows);
   row_store take_rows(operation& op);  // those that have come
 
-  operation_ptr start_cancel(cancel_key key);    // the only exchange of a second session; ends at eof()
-  operation_ptr start_close();                   // serves what was accepted, sends Terminate, ends at eof()
+  operation_ptr start_cancel(cancel_key key);  // the only exchange of a second session; ends at eof()
+  operation_ptr start_close();                 // serves what was accepted, sends Terminate, ends at eof()
   void abandon(operation& op);
 
   // A statement of this text that is parsed and described, made the most recently used; else null.
@@ -232,7 +232,7 @@ class session {
   bool pull_rows();  // all DataRows at hand; true where something else follows
   void count_rows(const exchange_promise& p, std::size_t before);
   bool has_credit(const exchange_promise& p) const;
-  bool drain();      // to the head's ReadyForQuery; true once it is finished
+  bool drain();  // to the head's ReadyForQuery; true once it is finished
   bool next(wire::message& got);
   bool asynchronous(const wire::message& got);
   void keep_notice(const wire::message& got);

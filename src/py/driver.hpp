@@ -41,7 +41,8 @@ bool check_process(const driver_object* driver);
 // What a request that has arguments begins with in the core: its description and they, or its text alone.
 class request_begin {
  public:
-  virtual core::operation_ptr described(core::session& session, core::statement_ptr statement, std::string arguments) = 0;
+  virtual core::operation_ptr described(core::session& session, core::statement_ptr statement,
+                                        std::string arguments) = 0;
   virtual core::operation_ptr undescribed(core::session& session, std::string sql) = 0;
 
  protected:

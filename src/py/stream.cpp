@@ -112,7 +112,8 @@ std::uint32_t row_count(PyObject* object, const char* what) {
   if (PyErr_Occurred() != nullptr) PyErr_Clear();
   if (value >= 1 && value <= std::numeric_limits<std::int32_t>::max()) return static_cast<std::uint32_t>(value);
   auto shown = ref::steal(PyObject_Repr(object));
-  if (shown) raise_interface_error(std::string(what) + " must be an int from 1 on, not " + PyUnicode_AsUTF8(shown.get()));
+  if (shown)
+    raise_interface_error(std::string(what) + " must be an int from 1 on, not " + PyUnicode_AsUTF8(shown.get()));
   return 0;
 }
 
@@ -213,9 +214,8 @@ PyObject* start_fetch(PyObject* object, PyObject* args) {
     if (!before.portal || before.results.empty()) return raise_interface_error("no portal was opened");
     const auto rows = row_count(limit, "limit");
     if (rows == 0) return nullptr;
-    auto* started = start_without_arguments(driver_of(object), operation_of(opened)->sql, [&](core::session& session) {
-      return session.start_fetch(before, rows);
-    });
+    auto* started = start_without_arguments(driver_of(object), operation_of(opened)->sql,
+                                            [&](core::session& session) { return session.start_fetch(before, rows); });
     if (started != nullptr) feed_of(operation_of(started)).number = static_cast<std::size_t>(number);
     return started;
   });
@@ -250,7 +250,8 @@ PyMethodDef row_methods[] = {
 PyMethodDef stream_methods[] = {
     {"start_stream", start_stream, METH_VARARGS, "One statement whose rows are taken as they come."},
     {"_start_open", start_open, METH_VARARGS, "_start_open(sql, args, portal, limit): whether there may be more rows."},
-    {"_start_fetch", start_fetch, METH_VARARGS, "_start_fetch(opened, limit, number): as _start_open(), of its portal."},
+    {"_start_fetch", start_fetch, METH_VARARGS,
+     "_start_fetch(opened, limit, number): as _start_open(), of its portal."},
     {"_close_portal", close_portal, METH_VARARGS, "_close_portal(portal); nobody is told."},
     {nullptr, nullptr, 0, nullptr}};
 

@@ -1,6 +1,6 @@
 """Recorded dialogues, by what they are about."""
 
-from dialogues import abandon, asynchronous, copy, ending, execute, failing, recovery, startup, stream
+from dialogues import abandon, asynchronous, copy, ending, execute, failing, portal, recovery, startup, stream
 from dialogues.registry import DIALOGUES
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "ending",
     "execute",
     "failing",
+    "portal",
     "recovery",
     "startup",
     "stream",

@@ -236,8 +236,8 @@ def test_wrong_use(bare: core.Connection) -> None:
     operation.abandon()
     with pytest.raises(pgpoll.InterfaceError, match="abandoned"):
         operation.take_rows()
-    while bare.in_flight:
-        wait(bare, bare.poll())
+    while (state := bare.poll()) != core.IDLE:
+        wait(bare, state)
     plain = bare.start_execute("select 1")
     for wrong in (plain.take_rows, lambda: plain.grant(1)):
         with pytest.raises(pgpoll.InterfaceError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["one", "tasks", "sync", "rows", "memory"]
+Kind = Literal["one", "tasks", "sync", "rows", "stream", "memory"]
 Loop = Literal["asyncio", "uvloop", "none"]
 Placement = Literal["SAME", "CROSS", "FREE"]
 
@@ -17,6 +17,9 @@ TASKS = 100
 EXCLUSIVE_CONNECTIONS = 10
 """Drivers with one request a connection get this many connections in the 100-task case, one task on each: more tasks
 would only queue for them."""
+
+STREAM_PREFETCH = 1000
+"""Rows that each driver asks for at once in the stream case, inside of a transaction for those that need one."""
 
 _MIXED = (
     "select i::int4 as id, 'row ' || i as name, i * 0.5::float8 as score,"
@@ -97,6 +100,16 @@ CASES: tuple[Case, ...] = (
         most_rounds=3,
     ),
     Case(
+        "stream-1m",
+        f"1,000,000 rows of (int, text, float8, timestamptz) one by one, {STREAM_PREFETCH} at a time;"
+        " pgpoll: stream(); others: a cursor in a transaction",
+        "stream",
+        _MIXED.format(1_000_000),
+        loops=("asyncio",),
+        placements=("SAME", "CROSS"),
+        most_rounds=3,
+    ),
+    Case(
         "memory",
         "memory that an untouched result of 1,000,000 ints holds (a new process each)",
         "memory",
@@ -122,7 +135,7 @@ def variants(names: list[str] | None, *, quick: bool, full: bool, two_cpus: bool
     for case in CASES:
         if names is not None and case.id not in names:
             continue
-        if quick and names is None and case.id == "rows-1m":
+        if quick and names is None and case.id in ("rows-1m", "stream-1m"):
             continue
         placements = ("SAME", "CROSS") if full and case.kind == "rows" else case.placements
         for loop in case.loops:

@@ -6,6 +6,7 @@ What is the same for all: one prepared statement a query, cached by the driver; 
 - pgpoll: `fetchval` and `fetch`.
 - asyncpg: `Connection.fetchval` and `Connection.fetch` (its statement cache prepares).
 - psycopg: the C implementation (asserted), `prepare_threshold=0`, a raw cursor (`$1` parameters) that is made once.
+- streaming: pgpoll's `stream`, asyncpg's `cursor`, psycopg's `AsyncServerCursor`; psqlpy is not compared.
 - psqlpy: `fetch_val`, and `fetch` with `records()`, its nearest to named records: only that call converts.
 
 Drivers ship partial stubs or none, so a driver's module and objects are `Any` here and nowhere else.
@@ -18,6 +19,8 @@ import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
+
+from cases import STREAM_PREFETCH
 
 ONE_VALUE = "select $1::int4"
 ARGUMENT = 42
@@ -51,6 +54,10 @@ class Connection(ABC):
     async def hold(self, sql: str) -> object:
         """The driver's result of `sql`, complete in the client and with no row touched."""
 
+    async def stream(self, sql: str) -> int:
+        """Touch the rows of `sql` one by one, in bounded memory; how many there were."""
+        raise NotImplementedError
+
     @abstractmethod
     async def close(self) -> None:
         """Close the connection."""
@@ -70,6 +77,8 @@ class Contender(ABC):
     name: ClassVar[str]
     shares_connection: ClassVar[bool] = False
     """True when many tasks use one connection at once; else each task of ten has its own."""
+    streams: ClassVar[bool] = True
+    """Whether it is compared in streaming."""
 
     @abstractmethod
     def load(self) -> str:
@@ -92,6 +101,12 @@ class PgpollConnection(Connection):
 
     async def hold(self, sql: str) -> object:
         return await self.raw.execute(sql)
+
+    async def stream(self, sql: str) -> int:
+        count = 0
+        async for _ in self.raw.stream(sql, prefetch=STREAM_PREFETCH):
+            count += 1
+        return count
 
     async def close(self) -> None:
         await self.raw.close()
@@ -116,6 +131,13 @@ class AsyncpgConnection(PgpollConnection):
 
     async def hold(self, sql: str) -> object:
         return await self.raw.fetch(sql)
+
+    async def stream(self, sql: str) -> int:
+        count = 0
+        async with self.raw.transaction():
+            async for _ in self.raw.cursor(sql, prefetch=STREAM_PREFETCH):
+                count += 1
+        return count
 
 
 class Asyncpg(Contender):
@@ -148,6 +170,15 @@ class PsycopgConnection(Connection):
     async def hold(self, sql: str) -> object:
         await self._cursor.execute(sql)
         return self._cursor
+
+    async def stream(self, sql: str) -> int:
+        count = 0
+        async with self.raw.transaction(), self.raw.cursor("streamed", binary=True) as cursor:
+            cursor.itersize = STREAM_PREFETCH
+            await cursor.execute(sql)
+            async for _ in cursor:
+                count += 1
+        return count
 
     async def close(self) -> None:
         await self.raw.close()
@@ -189,6 +220,7 @@ class PsqlpyConnection(Connection):
 
 class Psqlpy(Contender):
     name = "psqlpy"
+    streams = False
 
     def load(self) -> str:
         self._module: Any = importlib.import_module("psqlpy")

@@ -63,6 +63,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure("rows-wide", "asyncio", "CROSS", "wall", 1.05, 1.1),
     Figure("rows-wide", "asyncio", "CROSS", "cpu", 1.5, 1.7),
     Figure("rows-1m", "asyncio", "CROSS", "wall", 3.5, 4.7),
+    Figure("stream-1m", "asyncio", "CROSS", "wall", 1.5, 3.0),
     Figure("memory", "asyncio", "FREE", "memory", 24.0, 15.0),
 )
 

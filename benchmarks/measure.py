@@ -3,7 +3,8 @@
 A round runs each contender once, for about `Settings.slice` seconds, in an order that rotates from round to round; so a
 slow moment of the machine falls on all of them. A ratio is the median of the per-round ratios to the base contender.
 Each sample has wall-clock seconds and the client's CPU seconds (user and system, all threads) for a counted number of
-operations. An operation is one request, or one fetch of the whole result in the row cases.
+operations. An operation is one request, or one fetch of the whole result in the row cases, one walk through
+it in the stream case.
 """
 
 from __future__ import annotations
@@ -150,6 +151,8 @@ class _AsyncRun:
         if case.kind == "rows":
             self._digests[contender.name] = digest(connections[0], await connections[0].fetch(case.sql))
             body: Body = _FetchBody(connections[0], case.sql)
+        elif case.kind == "stream":
+            body = _StreamBody(connections[0], case.sql)
         elif case.kind == "tasks":
             tasks = connections * TASKS if contender.shares_connection else connections
             body = _TasksBody(tasks)
@@ -198,6 +201,20 @@ class _FetchBody:
     async def __call__(self, count: int) -> int:
         for _ in range(count):
             await self._connection.fetch(self._sql)
+        return count
+
+
+class _StreamBody:
+    def __init__(self, connection: Connection, sql: str) -> None:
+        self._connection, self._sql = connection, sql
+        self._rows = 0
+
+    async def __call__(self, count: int) -> int:
+        for _ in range(count):
+            rows = await self._connection.stream(self._sql)
+            if not rows or rows != (self._rows or rows):
+                raise WrongValue(f"{rows} rows, and {self._rows} before")
+            self._rows = rows
         return count
 
 

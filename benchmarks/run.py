@@ -160,7 +160,8 @@ def run_all(
         elif variant.case.kind == "memory":
             outcomes.append(run_memory(variant, contenders, settings, progress.step))
         else:
-            outcomes.append(run_async(variant, contenders, settings, placer, progress.step))
+            taking_part = [each for each in contenders if each.streams or variant.case.kind != "stream"]
+            outcomes.append(run_async(variant, taking_part, settings, placer, progress.step))
     progress.end()
     return outcomes
 

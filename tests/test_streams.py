@@ -16,7 +16,7 @@ import pytest
 import pgpoll
 from pgpoll import errors
 
-SERIES = "select i from generate_series(1, $1::int4) as t(i)"
+SERIES = "select i from (select generate_series(1, $1::int4) as i) as t"
 EVERY = [None, 1, 2, 3, 7, 100, 1000]
 
 
@@ -229,7 +229,7 @@ async def test_rolled_back_to_before_it_was_opened(conn: pgpoll.Connection) -> N
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("prefetch", [None, 3, 1000])
 async def test_errors_of_the_server(conn: pgpoll.Connection, prefetch: int | None, inside: bool) -> None:
-    sql = "select 100 / (i - 10) as x, i from generate_series(1, $1::int4) as t(i)"
+    sql = "select 100 / (i - 10) as x, i from (select generate_series(1, $1::int4) as i) as t"
     tx = conn.transaction()
     if inside:
         await tx.start()
@@ -291,6 +291,22 @@ async def test_timeout(conn: pgpoll.Connection) -> None:
         await anext(stream)
     assert [row async for row in stream] == []
     assert await conn.fetchval("select 1", timeout=2) == 1
+
+
+async def test_timeout_in_a_transaction(conn: pgpoll.Connection) -> None:
+    """What runs is cancelled at the server, and the transaction fails by that."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    with pytest.raises(errors.InFailedSqlTransaction):
+        async with conn.transaction():
+            stream = conn.stream("select i, pg_sleep(20) from generate_series(1, 100) as t(i)", timeout=0.05)
+            with pytest.raises(pgpoll.QueryTimeout):
+                await anext(stream)
+            assert [row async for row in stream] == []
+            with pytest.raises(errors.InFailedSqlTransaction):
+                await conn.fetchval("select 1")
+    assert loop.time() - began < 5
+    assert await conn.fetchval("select 1") == 1
 
 
 async def test_a_cancelled_step_ends_it(conn: pgpoll.Connection) -> None:

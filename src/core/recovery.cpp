@@ -115,8 +115,8 @@ bool session::leaves_as_it_was(const exchange_promise& other) {
 // Its error is one that a second attempt mends, and nothing of the first can have remained.
 bool session::again_helps(const exchange_promise& p) const {
   const auto& op = *p.op;
-  const bool kind =
-      op.kind == operation::kind::execute || op.kind == operation::kind::prepare || op.kind == operation::kind::stream;
+  const bool once = op.kind == operation::kind::fetch;  // its transaction is over
+  const bool kind = (runs_statement(op) && !once) || op.kind == operation::kind::prepare;
   if (!kind || p.opens || op.abandoned || op.again || !p.error || !p.error->server) return false;
   const auto code = p.error->server->field('C');
   if (code == query_canceled && stray_cancel_) {

@@ -15,7 +15,7 @@ import itertools
 import os
 import random
 import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
 import pytest
@@ -53,6 +53,27 @@ async def prepared(conn: pgpoll.Connection, verb: str) -> Any:
 
 NEW = itertools.count()
 
+
+async def in_batch(conn: pgpoll.Connection, *texts: str) -> list[Any]:
+    async with conn.batch() as batch:
+        items = [batch.fetchval(each) for each in texts]
+        await asyncio.sleep(0)
+        items.append(batch.fetchval("select $1::int4", 1))
+    return [await each for each in items]
+
+
+async def rows(count: int, error: BaseException | None = None) -> AsyncIterator[tuple[int]]:
+    for n in range(count):
+        await asyncio.sleep(0)
+        yield (n,)
+    if error is not None:
+        raise error
+
+
+def new() -> str:
+    return f"select {next(NEW)} + $1::int4"
+
+
 # Every verb of the asyncio face, each way to take.
 VERBS: dict[str, Callable[[pgpoll.Connection], Coroutine[Any, Any, Any]]] = {
     "execute": lambda c: c.execute("select $1::int4", 1),
@@ -77,6 +98,15 @@ VERBS: dict[str, Callable[[pgpoll.Connection], Coroutine[Any, Any, Any]]] = {
     "start, commit": lambda c: by_hand(c, "commit"),
     "start, rollback": lambda c: by_hand(c, "rollback"),
     "cancel": lambda c: c.cancel(),
+    "batch": lambda c: in_batch(c, "select 1", "select 2"),
+    "batch, new statements": lambda c: in_batch(c, f"select {next(NEW)}", f"select {next(NEW)}"),
+    "batch, error": lambda c: in_batch(c, "select 1", "select 1 / 0", "select 2"),
+    "executemany": lambda c: c.executemany("select $1::int4", [(n,) for n in range(2000)]),
+    "executemany, new statement": lambda c: c.executemany(new(), [(1,), (2,)]),
+    "executemany, asynchronous": lambda c: c.executemany("select $1::int4", rows(10)),
+    "executemany, error": lambda c: c.executemany("select 1 / $1::int4", [(1,), (0,), (1,)]),
+    "executemany, bad row": lambda c: c.executemany(new(), [(1,), ("x",)]),
+    "executemany, rows that raise": lambda c: c.executemany(new(), rows(5, pgpoll.Error())),
 }
 
 

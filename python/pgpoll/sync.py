@@ -88,7 +88,7 @@ class _Verbs(Facts):
         driver = self._driver
         hold = driver.hold("batch", partial(self._core.start_executemany, sql), self._via, caller())
         hold.block.owner_name = f"thread {threading.current_thread().name!r}"
-        flow = _batches.executemany(driver.blocks, hold, rows, self._core.flush, on_progress)
+        flow = _batches.executemany(driver.blocks, hold, rows, self._core.flush, on_progress, asynchronous=False)
         return driver.run(flow, timeout)
 
     def batch(self) -> Batch:

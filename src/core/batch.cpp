@@ -255,6 +255,16 @@ void session::join_replies(exchange_promise& p) {
   p.in_replies = true;
 }
 
+// Where no byte of it has left, none does; it has written last.
+bool session::take_back(exchange_promise& p) {
+  if (writer_ != &p || p.draining || outbound_.sent_total() > *p.first_byte) return false;
+  outbound_.take_back(*p.first_byte);
+  names_may_exist_ = true;  // of statements that its descriptions were to close
+  p.op->batch->written = 0;
+  p.op->written = false;
+  return true;
+}
+
 // Nothing more is written of it, and nothing that was can last.
 void session::break_batch(exchange_promise& p) {
   if (p.synced || p.draining) return;

@@ -554,13 +554,18 @@ async def test_f76_cancelled_and_timed_out(conn: pgpoll.Connection) -> None:
 
 
 @pytest.mark.parametrize("kind", ["executemany", "asynchronous", "batch", "batch in a transaction"])
-async def test_f76_all_or_none_wherever_it_is_cancelled(conn: pgpoll.Connection, kind: str) -> None:
+async def test_f76_all_or_none_wherever_it_is_cancelled(dsn: str, kind: str) -> None:
     """By the turn of the loop: what lasts is all of it, and then only where nobody could stop it any more."""
-    size = 1200
+    async with pgpoll.connect(dsn, max_pipeline=20) as conn:
+        await conn.execute("create temp table t (i int4 primary key)")
+        await all_or_none(conn, kind, 100)
+
+
+async def all_or_none(conn: pgpoll.Connection, kind: str, size: int) -> None:
 
     async def later() -> AsyncIterator[tuple[int]]:
         for n in range(size):
-            if n % 100 == 0:
+            if n % 10 == 0:
                 await asyncio.sleep(0)
             yield (n,)
 
@@ -592,7 +597,7 @@ async def test_f76_all_or_none_wherever_it_is_cancelled(conn: pgpoll.Connection,
         assert left in (0, size)
         assert conn.transaction_status == "I"
         outcomes.add(left)
-        await conn.execute("truncate t")
+        await conn.execute("delete from t")
         if not asked:
             break
     assert outcomes == {0, size}
@@ -674,7 +679,8 @@ def test_sync_batch(blocking: sync.Connection) -> None:
         with pytest.raises(pgpoll.InterfaceError, match="batch is open"):
             blocking.execute("select 1")
     assert [tuple(each) for each in two.result()] == [(1,), (2,)]
-    assert (one.result().tag, row.result(), value.result()) == ("INSERT 0 2", (1, 2), "x")
+    assert row.result() == (1, 2)
+    assert (one.result().tag, value.result()) == ("INSERT 0 2", "x")
 
     with pytest.raises(errors.UniqueViolation) as caught, blocking.batch() as batch:
         items = [batch.execute(INSERT, i) for i in (5, 6, 1, 7)]
@@ -687,8 +693,8 @@ def test_sync_batch(blocking: sync.Connection) -> None:
         raise KeyError
     assert blocking.fetchval("select count(*) from t") == 2
     with blocking.batch() as batch:
-        items = [batch.execute("select repeat($1, 20000)", "x" * 100) for i in range(500)]
-    assert len(items[-1].result()[0][0]) == 2_000_000
+        items = [batch.execute("select repeat($1, 2000)", "x" * 100) for i in range(200)]
+    assert len(items[-1].result()[0][0]) == 200_000
 
 
 def error_from(item: sync.BatchItem[Any]) -> BaseException:

@@ -7,11 +7,13 @@ Its SQL is a handful of words, and every answer carries the number that was aske
     copy 41             CopyInResponse                      fail execute 41   at Execute, before any row
     tag 41              no rows, the tag "TAG 41"           fail late 41      behind two rows
                                                             fail sync 41      at Sync, behind CommandComplete
+
+There is one portal, the unnamed one. What is executed up to a Sync is committed there, all or nothing.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 import backend
@@ -39,6 +41,8 @@ class ModelServer:
     running: bytes = b""  # what is said when the work behind the rows is done
     script: list[str] | None = None  # what is left of a simple query
     late_failure: str = ""
+    pending: list[str] = field(default_factory=list)  # what was executed since the last Sync
+    lasting: Counter[str] = field(default_factory=Counter)  # and committed there
     cancel: bool = False  # a CancelRequest has come: the next thing that runs is hit
     hits: list[str] = field(default_factory=list)  # what was hit
     ended: bool = False
@@ -54,6 +58,7 @@ class ModelServer:
         """An error ends a simple query, or all up to the next Sync."""
         self.send(error)
         self.late_failure, self.copying, self.running = "", False, b""
+        self.pending.clear()
         if self.script is None:
             self.skipping = True
         else:
@@ -132,8 +137,11 @@ class ModelServer:
         return self.send(backend.bind_complete())
 
     def on_Execute(self, message: FrontendMessage) -> None:
+        if message["portal"]:
+            return self.fail(error_response("34000", "portal does not exist"))
         if self.hit(self.bound):
             return self.fail(CANCELED)
+        self.pending.append(self.bound)
         return self.run(self.bound, simple=False)
 
     def run(self, sql: str, *, simple: bool) -> None:
@@ -162,6 +170,9 @@ class ModelServer:
     def on_Sync(self, message: FrontendMessage) -> None:
         if self.late_failure and not self.skipping:
             self.send(failure(self.late_failure))
+            self.pending.clear()
+        self.lasting.update(self.pending)
+        self.pending.clear()
         self.late_failure = ""
         self.skipping = False
         self.send(backend.ready_for_query())

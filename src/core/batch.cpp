@@ -267,7 +267,8 @@ void session::join_replies(exchange_promise& p) {
 bool session::take_back(exchange_promise& p) {
   if (writer_ != &p || p.draining || outbound_.sent_total() > *p.first_byte) return false;
   outbound_.take_back(*p.first_byte);
-  names_may_exist_ = true;  // of statements that its descriptions were to close
+  for (const auto& each : p.op->batch->unread)  // evicted statements that are not closed now
+    if (each.closed != 0) names_may_exist_ = true;
   p.op->batch->written = 0;
   p.op->written = false;
   return true;

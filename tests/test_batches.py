@@ -553,6 +553,18 @@ async def test_f76_cancelled_and_timed_out(conn: pgpoll.Connection) -> None:
     assert await conn.fetchval("select 1") == 1
 
 
+async def test_the_time_is_up_in_the_turn_in_which_an_answer_comes(dsn: str) -> None:
+    """The wait that the timeout would end is over already: the next one ends."""
+    async with pgpoll.connect(dsn, max_pipeline=1) as conn:
+        for _ in range(5):
+            task = asyncio.create_task(
+                conn.executemany("select $1::int4", ((n,) for n in itertools.count()), timeout=0.05)
+            )
+            asyncio.get_running_loop().call_later(0.01, time.sleep, 0.06)
+            with pytest.raises(pgpoll.QueryTimeout):
+                await asyncio.wait_for(task, 5)
+
+
 @pytest.mark.parametrize("kind", ["executemany", "asynchronous", "batch", "batch in a transaction"])
 async def test_f76_all_or_none_wherever_it_is_cancelled(dsn: str, kind: str) -> None:
     """By the turn of the loop: what lasts is all of it, and then only where nobody could stop it any more."""

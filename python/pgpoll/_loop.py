@@ -150,7 +150,7 @@ class Driver:
             raise
         if expiry is None:
             return await waiter
-        expiry.awaited = waiter
+        expiry.wait_for(waiter)
         return await self._until(waiter, expiry)
 
     async def run(self, flow: Flow[T], timeout: float | None = None) -> T:
@@ -198,6 +198,8 @@ class Driver:
 
     async def step(self, step: Step, expiry: _Expiry | None) -> Any:
         """What a flow waits for."""
+        if expiry is not None:
+            expiry.check()
         if isinstance(step, Control):
             return await self.settled(step, expiry)
         if isinstance(step, Turn):
@@ -480,12 +482,16 @@ class Driver:
 
 
 class _Expiry:
-    """The timeout of one request. It ends the wait for `awaited`, which may be replaced while it runs."""
+    """The timeout of one request. It ends the wait for `awaited`, which may be replaced while it runs.
+
+    Where that is over when the time is up, and its task has not gone on yet, the next wait ends.
+    """
 
     def __init__(
         self, driver: Driver, seconds: float, awaited: core.Waiter[Any] | Future[Any] | Watch | None = None
     ) -> None:
         self.awaited = awaited
+        self._over = False
         self._driver = driver
         self._seconds = seconds
         self._timer = driver.loop.call_later(seconds, self._expire)
@@ -494,14 +500,24 @@ class _Expiry:
         """It is not needed any more."""
         self._timer.cancel()
 
+    def check(self) -> None:
+        """QueryTimeout where the time is up."""
+        if self._over:
+            raise _timed_out("the request", self._seconds)
+
+    def wait_for(self, waiter: core.Waiter[Any]) -> None:
+        """Go on with this one."""
+        self.awaited = waiter
+        if self._over:
+            waiter.expire(_timed_out("the request", self._seconds))
+
     def _expire(self) -> None:
         awaited = self.awaited
-        if awaited is None or awaited.done():
-            return
-        if not self._driver.core.closed:
+        if awaited is not None and not awaited.done() and not self._driver.core.closed:
             self._driver.core._on_readable()  # the reply may be there already
-            if awaited.done():
-                return
+        if awaited is None or awaited.done():
+            self._over = True
+            return
         error = _timed_out("the request", self._seconds)
         if isinstance(awaited, core.Waiter):
             awaited.expire(error)

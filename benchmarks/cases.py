@@ -6,10 +6,11 @@ where the wake-ups between CPUs weigh most. Rows are measured CROSS, as a client
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["one", "tasks", "sync", "rows", "stream", "memory"]
+Kind = Literal["one", "tasks", "sync", "rows", "stream", "many", "memory"]
 Loop = Literal["asyncio", "uvloop", "none"]
 Placement = Literal["SAME", "CROSS", "FREE"]
 
@@ -32,6 +33,18 @@ _WIDE = (
 _BYTEA = "select decode(repeat('5a', 1024), 'hex') as value from generate_series(1, 100)"
 _ARRAYS = "select (select array_agg(v::int4) from generate_series(1, 1000) v) as value from generate_series(1, 100)"
 _INTS = "select i::int4 as id from generate_series(1, {}) i"
+
+MANY = 10_000
+EMPTY_TABLE = "create temp table many (id int4, name text, score float8, at timestamptz)"
+INSERT = "insert into many values ($1, $2, $3, $4)"
+TRUNCATE = "truncate many"
+INSERTED = "select * from many order by id"
+
+
+def rows_of_many() -> list[tuple[int, str, float, dt.datetime]]:
+    """What executemany gets."""
+    start = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+    return [(i, f"row {i}", i * 0.5, start + dt.timedelta(seconds=i)) for i in range(MANY)]
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,13 @@ CASES: tuple[Case, ...] = (
         loops=("asyncio",),
         placements=("SAME", "CROSS"),
         most_rounds=3,
+    ),
+    Case(
+        "executemany-10k",
+        f"executemany: {MANY:,} rows of (int, text, float8, timestamptz) into a temporary table, emptied before",
+        "many",
+        INSERT,
+        placements=("SAME", "CROSS"),
     ),
     Case(
         "memory",

@@ -3,11 +3,11 @@
 Every driver is imported when it is asked for, so that one that is not installed is reported and the others still run.
 What is the same for all: one prepared statement a query, cached by the driver; binary results; autocommit.
 
-- pgpoll: `fetchval` and `fetch`.
-- asyncpg: `Connection.fetchval` and `Connection.fetch` (its statement cache prepares).
+- pgpoll: `fetchval`, `fetch` and `executemany`.
+- asyncpg: `Connection.fetchval`, `fetch` and `executemany` (its statement cache prepares).
 - psycopg: the C implementation (asserted), `prepare_threshold=0`, a raw cursor (`$1` parameters) that is made once.
 - streaming: pgpoll's `stream`, asyncpg's `cursor`, psycopg's `AsyncServerCursor`; psqlpy is not compared.
-- psqlpy: `fetch_val`, and `fetch` with `records()`, its nearest to named records: only that call converts.
+- psqlpy: `fetch_val`, `execute_many`, and `fetch` with `records()`, its nearest to named records: only that converts.
 
 Drivers ship partial stubs or none, so a driver's module and objects are `Any` here and nowhere else.
 """
@@ -49,6 +49,10 @@ class Connection(ABC):
     @abstractmethod
     async def fetch(self, sql: str) -> Sequence[Any]:
         """All rows of `sql`, every value a Python object."""
+
+    @abstractmethod
+    async def executemany(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Run `sql` for each row."""
 
     @abstractmethod
     async def hold(self, sql: str) -> object:
@@ -98,6 +102,9 @@ class PgpollConnection(Connection):
     async def fetch(self, sql: str) -> Sequence[Any]:
         rows: Sequence[Any] = await self.raw.fetch(sql)
         return rows
+
+    async def executemany(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        await self.raw.executemany(sql, rows)
 
     async def hold(self, sql: str) -> object:
         return await self.raw.execute(sql)
@@ -164,8 +171,13 @@ class PsycopgConnection(Connection):
 
     async def fetch(self, sql: str) -> Sequence[Any]:
         await self._cursor.execute(sql)
+        if self._cursor.description is None:
+            return ()
         rows: Sequence[Any] = await self._cursor.fetchall()
         return rows
+
+    async def executemany(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        await self._cursor.executemany(sql, rows)
 
     async def hold(self, sql: str) -> object:
         await self._cursor.execute(sql)
@@ -210,6 +222,9 @@ class PsqlpyConnection(Connection):
 
     def values(self, row: Any) -> tuple[Any, ...]:
         return tuple(row.values())
+
+    async def executemany(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        await self.raw.execute_many(sql, rows)
 
     async def hold(self, sql: str) -> object:
         return await self.raw.fetch(sql)

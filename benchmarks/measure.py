@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cases import EXCLUSIVE_CONNECTIONS, TASKS, Placement, Variant
+from cases import EMPTY_TABLE, EXCLUSIVE_CONNECTIONS, INSERTED, TASKS, TRUNCATE, Placement, Variant, rows_of_many
 from contenders import Connection, Contender, SyncConnection, SyncContender, WrongValue
 from placement import Placer
 
@@ -148,11 +148,17 @@ class _AsyncRun:
         pids = [await connection.backend_pid() for connection in connections]
         if self._placer.pin_backends(pids, self._variant.placement) == "FREE":
             self._placement = "FREE"
+        body: Body
         if case.kind == "rows":
             self._digests[contender.name] = digest(connections[0], await connections[0].fetch(case.sql))
-            body: Body = _FetchBody(connections[0], case.sql)
+            body = _FetchBody(connections[0], case.sql)
         elif case.kind == "stream":
             body = _StreamBody(connections[0], case.sql)
+        elif case.kind == "many":
+            await connections[0].fetch(EMPTY_TABLE)
+            body = _ManyBody(connections[0], case.sql)
+            await body(1)
+            self._digests[contender.name] = digest(connections[0], await connections[0].fetch(INSERTED))
         elif case.kind == "tasks":
             tasks = connections * TASKS if contender.shares_connection else connections
             body = _TasksBody(tasks)
@@ -215,6 +221,16 @@ class _StreamBody:
             if not rows or rows != (self._rows or rows):
                 raise WrongValue(f"{rows} rows, and {self._rows} before")
             self._rows = rows
+
+
+class _ManyBody:
+    def __init__(self, connection: Connection, sql: str) -> None:
+        self._connection, self._sql, self._rows = connection, sql, rows_of_many()
+
+    async def __call__(self, count: int) -> int:
+        for _ in range(count):
+            await self._connection.fetch(TRUNCATE)
+            await self._connection.executemany(self._sql, self._rows)
         return count
 
 

@@ -108,7 +108,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cases", help=f"comma-separated: {', '.join(case.id for case in CASES)}")
     parser.add_argument("--drivers", help="comma-separated; a ratio needs its base (asyncpg; psycopg for sync)")
     parser.add_argument("--rounds", type=int, help="rounds of each case (default 9)")
-    parser.add_argument("--dsn", help="measure against this server; it only reads (default: an own server)")
+    parser.add_argument(
+        "--dsn", help="measure against this server; it writes temporary tables only (default: an own server)"
+    )
     parser.add_argument(
         "--json", type=Path, default=Path("benchmarks/results/latest.json"), help="default: %(default)s"
     )

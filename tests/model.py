@@ -10,12 +10,13 @@ Its SQL is a handful of words, and every answer carries the number that was aske
     insert echo         an effect of its int4               begin, commit, rollback 41
     alter 41            no plan of "insert echo" is good any more: 0A000
 
-Effects are durable once their transaction has ended well: at Sync, or at COMMIT where BEGIN came before.
+Effects are durable once their transaction has ended well: at Sync, or at COMMIT where BEGIN came before. There is one
+portal, the unnamed one.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 import backend
@@ -50,6 +51,8 @@ class ModelServer:
     running: bytes = b""  # what is said when the work behind the rows is done
     script: list[str] | None = None  # what is left of a simple query
     late_failure: str = ""
+    pending: list[str] = field(default_factory=list)  # what was executed since the last Sync
+    lasting: Counter[str] = field(default_factory=Counter)  # and committed there
     cancel: bool = False  # a CancelRequest has come: the next thing that runs is hit
     hits: list[str] = field(default_factory=list)  # what was hit
     ended: bool = False
@@ -72,6 +75,7 @@ class ModelServer:
         self.late_failure, self.copying, self.running = "", False, b""
         self.roll_back()
         self.status = "I" if self.status == "I" else "E"
+        self.pending.clear()
         if self.script is None:
             self.skipping = True
         else:
@@ -194,8 +198,11 @@ class ModelServer:
         return self.send(backend.bind_complete())
 
     def on_Execute(self, message: FrontendMessage) -> None:
+        if message["portal"]:
+            return self.fail(error_response("34000", "portal does not exist"))
         if self.hit(self.bound):
             return self.fail(CANCELED)
+        self.pending.append(self.bound)
         return self.run(self.bound, simple=False)
 
     def run(self, sql: str, *, simple: bool) -> None:
@@ -233,6 +240,8 @@ class ModelServer:
     def on_Sync(self, message: FrontendMessage) -> None:
         if self.late_failure and not self.skipping:
             self.fail(failure(self.late_failure))
+        self.lasting.update(self.pending)
+        self.pending.clear()
         self.late_failure = ""
         self.skipping = False
         self.ready()

@@ -101,6 +101,27 @@ async def explained(conn: pgpoll.Connection) -> Any:
 
 NEW = itertools.count()
 
+
+async def in_batch(conn: pgpoll.Connection, *texts: str) -> list[Any]:
+    async with conn.batch() as batch:
+        items = [batch.fetchval(each) for each in texts]
+        await asyncio.sleep(0)
+        items.append(batch.fetchval("select $1::int4", 1))
+    return [await each for each in items]
+
+
+async def rows(count: int, error: BaseException | None = None) -> AsyncIterator[tuple[int]]:
+    for n in range(count):
+        await asyncio.sleep(0)
+        yield (n,)
+    if error is not None:
+        raise error
+
+
+def new() -> str:
+    return f"select {next(NEW)} + $1::int4"
+
+
 # Every verb of the asyncio face, each way to take.
 VERBS: dict[str, Callable[[pgpoll.Connection], Coroutine[Any, Any, Any]]] = {
     "execute": lambda c: c.execute("select $1::int4", 1),
@@ -146,6 +167,15 @@ VERBS: dict[str, Callable[[pgpoll.Connection], Coroutine[Any, Any, Any]]] = {
     "listen": lambda c: listening(c, "a"),
     "listen, several channels": lambda c: listening(c, "a", "b", "c"),
     "explain": explained,
+    "batch": lambda c: in_batch(c, "select 1", "select 2"),
+    "batch, new statements": lambda c: in_batch(c, f"select {next(NEW)}", f"select {next(NEW)}"),
+    "batch, error": lambda c: in_batch(c, "select 1", "select 1 / 0", "select 2"),
+    "executemany": lambda c: c.executemany("select $1::int4", [(n,) for n in range(2000)]),
+    "executemany, new statement": lambda c: c.executemany(new(), [(1,), (2,)]),
+    "executemany, asynchronous": lambda c: c.executemany("select $1::int4", rows(10)),
+    "executemany, error": lambda c: c.executemany("select 1 / $1::int4", [(1,), (0,), (1,)]),
+    "executemany, bad row": lambda c: c.executemany(new(), [(1,), ("x",)]),
+    "executemany, rows that raise": lambda c: c.executemany(new(), rows(5, pgpoll.Error())),
 }
 
 

@@ -28,8 +28,8 @@ BLOCK = 50  # seeds in one test
 # Every tenth program cancels an abandoned head though somebody waits behind it. Whether that one may get the 57014.
 GRACE_EVERY = 10
 INNOCENT_MAY_BE_HIT = True
-KINDS = ["new", "known", "echo", "echo", "script", "command", "prepare", "bad", "fail", "fail"]
-# Every fourth program has transactions, and effects that must be durable once they were told as done.
+KINDS = ["new", "known", "echo", "echo", "script", "command", "prepare", "bad", "fail", "fail", "batch"]
+# Every fourth program has transactions instead of batches, and effects that must be durable once told as done.
 TRANSACTIONS_EVERY = 4
 OF_TRANSACTIONS = ["insert", "insert", "insert echo", "insert echo", "insert echo", "begin", "end", "end", "alter"]
 
@@ -56,6 +56,47 @@ class Asked:
     number: int = 0
     inserts: bool = False
     rides_with: core.Operation | None = None  # in front of that one; it is unsent where that is
+    batch: Batch | None = None
+
+
+@dataclass
+class Batch:
+    """What is planned for a batch, and what must come of it: values, or the first item that fails."""
+
+    planned: list[tuple[str, tuple[object, ...], object]]
+    added: list[tuple[str, object]] = field(default_factory=list)
+    ended: bool = False
+    values: list[object] | None = None
+
+    def go_on(self, operation: core.Operation, count: int) -> None:
+        """A few items more, or the end."""
+        for _ in range(count):
+            if not self.planned:
+                operation.end()
+                self.ended = True
+                return
+            sql, args, expected = self.planned.pop(0)
+            try:
+                number = operation.add(sql, args)
+            except errors.DataError:  # its statement is known: nothing was added
+                assert expected is errors.DataError
+                continue
+            assert number == len(self.added)
+            self.added.append((sql, expected))
+
+    def right(self, operation: core.Operation) -> bool:
+        failing = [k for k, (_, each) in enumerate(self.added) if each is errors.DataError or isinstance(each, str)]
+        late = [k for k in failing if self.added[k][0].startswith("fail sync")]
+        failing = [k for k in failing if k not in late] or late
+        if failing:
+            first = self.added[failing[0]][1]
+            error = error_of(operation)
+            named = first is errors.DataError and isinstance(error, errors.DataError)
+            told = getattr(error, "sqlstate", None) == "P0001" and str(error) in {self.added[k][1] for k in failing}
+            return (named or told) and operation.failed_item == (None if failing == late else failing[0])
+        if self.values is None:
+            self.values = [plain(operation.item(k)) for k in range(len(self.added))]
+        return self.values == [each for _, each in self.added]
 
 
 @dataclass
@@ -77,7 +118,9 @@ class Program:
     def __post_init__(self) -> None:
         self.choose = random.Random(self.seed)
         self.grace = self.seed % GRACE_EVERY == GRACE_EVERY - 1
-        self.kinds = KINDS + (OF_TRANSACTIONS if self.seed % TRANSACTIONS_EVERY == TRANSACTIONS_EVERY - 1 else [])
+        self.kinds = KINDS
+        if self.seed % TRANSACTIONS_EVERY == TRANSACTIONS_EVERY - 1:
+            self.kinds = [each for each in KINDS if each != "batch"] + OF_TRANSACTIONS
         self.first_begin = 1 << 30  # its number
         pipeline, cache = self.choose.choice([1, 2, 1000]), self.choose.choice([1, 3, 100])
         self.client = core.Session(options(max_pipeline=pipeline, statement_cache_size=cache))
@@ -112,6 +155,8 @@ class Program:
                 self.ask(self.opened(self.client.start_command, f"tag {number}"), f"TAG {number}")
             case "prepare":
                 self.ask(self.opened(self.client.start_prepare, f"rows {count} of {number}"), [])
+            case "batch":
+                self.start_batch(number)
             case "bad":
                 self.ask_badly()
             case "insert":
@@ -163,6 +208,36 @@ class Program:
         if outermost:
             self.outermost.update((*opening, operation))
         return operation
+
+    def start_batch(self, number: int) -> None:
+        """Known, new and failing statements; its items are added by and by."""
+        planned: list[tuple[str, tuple[object, ...], object]] = []
+        for item in range(self.choose.choice([0, 1, 2, 5, 20])):
+            unique = number * 1000 + item
+            kind = self.choose.choice(["new", "new", "echo", "echo", "known", "tag"])
+            if self.choose.random() < 0.05:
+                kind = self.choose.choice(["fail parse", "fail bind", "fail execute", "fail late", "fail sync", "bad"])
+            match kind:
+                case "new":
+                    planned.append((f"rows 2 of {unique}", (), ([(unique,)] * 2, "SELECT 2")))
+                case "echo":
+                    planned.append(("echo", (unique,), ([(unique,)], "SELECT 1")))
+                case "known":
+                    planned.append(("rows 1 of 1", (), ([(1,)], "SELECT 1")))
+                case "tag":
+                    planned.append((f"tag {unique}", (), ([], f"TAG {unique}")))
+                case "bad":
+                    planned.append(("echo", ("no number",), errors.DataError))
+                case _:
+                    planned.append((f"{kind} {unique}", (), f"{kind} {unique}"))
+        self.asked.append(Asked(self.client.start_batch(), None, batch=Batch(planned)))
+
+    def go_on(self) -> None:
+        """Whoever has a batch open does something about it."""
+        for each in self.asked:
+            if each.batch is not None and not each.batch.ended and not each.abandoned:
+                each.batch.go_on(each.operation, self.choose.choice([1, 1, 3, 30]))
+                self.drain()
 
     def ask_badly(self) -> None:
         """A wrong argument raises at once where the statement is known, else it ends the operation."""
@@ -232,7 +307,8 @@ class Program:
 
     def run(self) -> None:
         steps: list[Callable[[], None]] = [self.start, self.send, self.work, self.receive, self.abandon, self.cancel]
-        weights = [6, 6, 20, 14, 2, 4]
+        steps.append(self.go_on)
+        weights = [6, 6, 20, 14, 2, 4, 6]
         for _ in range(ACTIONS):
             self.choose.choices(steps, weights)[0]()
             if self.choose.random() < 0.02:
@@ -243,6 +319,7 @@ class Program:
         for _ in range(20_000):
             if all(each.operation.done() for each in self.asked) and not self.busy():
                 break
+            self.go_on()
             self.send()
             self.work()
             self.receive()
@@ -256,10 +333,15 @@ class Program:
         assert not self.client.ended, "the session ended"
         for place, each in enumerate(self.asked):
             assert each.operation.done(), f"request {place} hangs"
+            if each.batch is not None:
+                self.judge_lasting(place, each.operation, each.batch)
             if each.abandoned:
                 continue
             assert sum(each.operation is done for done in self.handed) == 1, f"request {place} was not handed out once"
-            right = matches(each.operation, each.expected) or unsent(each) or self.is_of_its_place(each)
+            if each.batch is not None:
+                right = each.batch.right(each.operation)
+            else:
+                right = matches(each.operation, each.expected) or unsent(each) or self.is_of_its_place(each)
             assert right or self.may_be_hit(each.operation), f"request {place}: {each.expected}"
         self.judge_effects()
         assert self.grace or all(hit == "" or self.was_abandoned(hit) for hit in self.server.hits), self.server.hits
@@ -295,11 +377,35 @@ class Program:
             return False
         return in_transaction and str(each.expected).startswith("fail sync")
 
+    def judge_lasting(self, place: int, operation: core.Operation, batch: Batch) -> None:
+        """All of a batch lasts, or nothing; which, its outcome says where somebody waited for it."""
+        unique = [sql for sql, _ in batch.added if sql.startswith(("rows 2", "tag"))]
+        lasting = [self.server.lasting[sql] for sql in unique]
+        assert not any(lasting) or (all(each == 1 for each in lasting) and batch.ended), f"batch {place}: {lasting}"
+        if (
+            unique
+            and operation.done()
+            and not any(each.operation is operation and each.abandoned for each in self.asked)
+        ):
+            assert all(lasting) == (operation.failed_item is None and not failed(operation)), f"batch {place}"
+
     def may_be_hit(self, operation: core.Operation) -> bool:
         return INNOCENT_MAY_BE_HIT and self.grace and getattr(error_of(operation), "sqlstate", None) == "57014"
 
     def was_abandoned(self, sql: str) -> bool:
-        return any(each.abandoned for each in self.asked if each.operation.sql == sql)
+        return any(
+            each.abandoned
+            for each in self.asked
+            if each.operation.sql == sql or (each.batch and any(item == sql for item, _ in each.batch.added))
+        )
+
+
+def failed(operation: core.Operation) -> bool:
+    try:
+        operation.result()
+    except errors.Error:
+        return True
+    return False
 
 
 def unsent(each: Asked) -> bool:

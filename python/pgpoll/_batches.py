@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pgpoll import errors
 from pgpoll._flows import END, Call, Flow, Item, News, started
+from pgpoll._turns import CLOSED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Callable, Iterable
@@ -157,6 +158,12 @@ def blame(error: BaseException, operation: core.Operation[Any], what: str) -> No
         error.add_note(f"item {number} of the {what}, counted from 0")
 
 
+def _check_open(hold: Hold) -> None:
+    """InterfaceError where its own task has closed the connection."""
+    if hold.block.outcome == CLOSED:
+        raise errors.InterfaceError(f"the batch entered at {hold.block.where} has ended: {CLOSED}")
+
+
 def ended(operation: core.Operation[Any], flush: Callable[[], object]) -> Flow[None]:
     """Send the Sync, and wait for what it comes to."""
     operation.end()
@@ -170,8 +177,9 @@ def leave(batch: Batch, blocks: Blocks, flush: Callable[[], object]) -> Flow[Non
     hold, operation = batch._hold, batch._operation
     assert hold is not None
     assert operation is not None
-    batch._ended = True
     try:
+        _check_open(hold)
+        batch._ended = True
         yield from ended(operation, flush)
     except BaseException as error:
         batch._error = error
@@ -192,9 +200,11 @@ def executemany(
     rows: Iterable[Any] | AsyncIterable[Any],
     flush: Callable[[], object],
     on_progress: Callable[[int], object] | None,
+    *,
+    asynchronous: bool,
 ) -> Flow[core.Result]:
     """One statement for all rows. Atomic, whoever fails."""
-    source, each = _iterator(rows)
+    source, each = _iterator(rows, asynchronous=asynchronous)
     operation = yield from started(blocks, hold)
     try:
         told = 0
@@ -205,6 +215,7 @@ def executemany(
             if on_progress is not None and (answered := operation.items_answered) > told:
                 told = answered
                 yield Call(partial(on_progress, answered))
+            _check_open(hold)
             if operation.done():
                 break
             if each and (exhausted := (yield Call(partial(operation.feed_rows, pending)))):
@@ -225,9 +236,9 @@ def executemany(
     return result
 
 
-def _iterator(rows: Any) -> tuple[Any, bool]:
+def _iterator(rows: Any, *, asynchronous: bool) -> tuple[Any, bool]:
     """Its iterator, and whether that is an asynchronous one."""
-    if hasattr(rows, "__aiter__"):
+    if asynchronous and hasattr(rows, "__aiter__"):
         return rows.__aiter__(), True
     try:
         return iter(rows), False

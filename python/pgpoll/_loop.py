@@ -162,7 +162,7 @@ class Driver:
             raise
         if expiry is None:
             return await waiter
-        expiry.awaited = waiter
+        expiry.wait_for(waiter)
         return await self._until(waiter, expiry)
 
     async def run(self, flow: Flow[T], timeout: float | None = None) -> T:
@@ -255,8 +255,8 @@ class Driver:
         if isinstance(step, Sent):
             self.core._flush_soon()
             return None
-        if expiry is not None and expiry.error is not None:
-            raise expiry.error
+        if expiry is not None:
+            expiry.check()
         if isinstance(step, Control):
             return await self.settled(step, expiry)
         if isinstance(step, Turn):
@@ -574,7 +574,10 @@ class Driver:
 
 
 class _Expiry:
-    """The timeout of one request. It ends the wait for `awaited`, which may be replaced while it runs."""
+    """The timeout of one request. It ends the wait for `awaited`, which may be replaced while it runs.
+
+    Where that is over when the time is up, and its task has not gone on yet, the next wait ends.
+    """
 
     def __init__(
         self, driver: Driver, seconds: float, awaited: core.Waiter[Any] | Future[Any] | Watch | None = None
@@ -598,6 +601,17 @@ class _Expiry:
     def cancel(self) -> None:
         """It is not needed any more."""
         self._timer.cancel()
+
+    def check(self) -> None:
+        """QueryTimeout where the time is up."""
+        if self.error is not None:
+            raise self.error
+
+    def wait_for(self, waiter: core.Waiter[Any]) -> None:
+        """Go on with this one."""
+        self.awaited = waiter
+        if self.error is not None:
+            waiter.expire(self.error)
 
     def _expire(self) -> None:
         awaited = self.awaited

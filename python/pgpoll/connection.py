@@ -116,7 +116,7 @@ class Verbs(Facts):
         driver = self._driver
         hold = driver.hold("batch", partial(self._core.start_executemany, sql), self._via, caller())
         hold.block.owner_name = driver.task_name()
-        flow = _batches.executemany(driver.blocks, hold, rows, self._core.flush, on_progress)
+        flow = _batches.executemany(driver.blocks, hold, rows, self._core.flush, on_progress, asynchronous=True)
         return await driver.run(flow, timeout)
 
     def batch(self) -> Batch:
@@ -550,11 +550,12 @@ class Batch(_batches.Batch):
     is refused, and what commits or begins a transaction by hand ends the promise of all or none.
     """
 
-    __slots__ = ("_driver", "_verbs", "_where")
+    __slots__ = ("_driver", "_verbs", "_via", "_where")
 
     def __init__(self, verbs: Verbs, where: str) -> None:
         super().__init__()
-        self._verbs = verbs  # also keeps the connection
+        self._verbs: Verbs | None = verbs  # also keeps the connection, until the block is left
+        self._via = verbs._via
         self._driver = verbs._driver
         self._where = where
 
@@ -583,7 +584,7 @@ class Batch(_batches.Batch):
     async def __aenter__(self) -> Batch:
         driver = self._driver
         driver.check_loop()
-        hold = self._enter(driver.hold("batch", driver.core.start_batch, self._verbs._via, self._where))
+        hold = self._enter(driver.hold("batch", driver.core.start_batch, self._via, self._where))
         hold.block.owner_name = driver.task_name()
         self._opened(await driver.run(_flows.started(driver.blocks, hold)))
         hold.block.carry()
@@ -595,11 +596,14 @@ class Batch(_batches.Batch):
         driver, hold = self._driver, self._hold
         assert hold is not None
         hold.block.drop()
-        if error is None:
-            await driver.run(_batches.leave(self, driver.blocks, driver.core.flush))
-        else:
-            self._break(error)
-            driver.doom(hold.block)
+        try:
+            if error is None:
+                await driver.run(_batches.leave(self, driver.blocks, driver.core.flush))
+            else:
+                self._break(error)
+                driver.doom(hold.block)
+        finally:
+            self._verbs = None
 
     def __del__(self) -> None:
         if getattr(self, "_state", None) is _batches.OPEN and self._hold is not None:

@@ -93,7 +93,7 @@ class _Verbs(Facts):
         driver = self._driver
         hold = driver.hold("batch", partial(self._core.start_executemany, sql), self._via, caller())
         hold.block.owner_name = f"thread {threading.current_thread().name!r}"
-        flow = _batches.executemany(driver.blocks, hold, rows, self._core.flush, on_progress)
+        flow = _batches.executemany(driver.blocks, hold, rows, self._core.flush, on_progress, asynchronous=False)
         return driver.run(flow, timeout)
 
     def batch(self) -> Batch:
@@ -384,11 +384,12 @@ BatchItem = _batches.BatchItem
 class Batch(_batches.Batch):
     """Many requests under one Sync, on a blocking connection. See pgpoll.Batch; items have `result()`."""
 
-    __slots__ = ("_driver", "_verbs", "_where")
+    __slots__ = ("_driver", "_verbs", "_via", "_where")
 
     def __init__(self, verbs: _Verbs, where: str) -> None:
         super().__init__()
-        self._verbs = verbs  # also keeps the connection
+        self._verbs: _Verbs | None = verbs  # also keeps the connection, until the block is left
+        self._via = verbs._via
         self._driver = verbs._driver
         self._where = where
 
@@ -416,7 +417,7 @@ class Batch(_batches.Batch):
 
     def __enter__(self) -> Batch:
         driver = self._driver
-        hold = self._enter(driver.hold("batch", driver.core.start_batch, self._verbs._via, self._where))
+        hold = self._enter(driver.hold("batch", driver.core.start_batch, self._via, self._where))
         hold.block.owner_name = f"thread {threading.current_thread().name!r}"
         self._opened(driver.run(started(driver.blocks, hold)))
         return self
@@ -426,11 +427,14 @@ class Batch(_batches.Batch):
     ) -> None:
         driver, hold = self._driver, self._hold
         assert hold is not None
-        if error is None:
-            driver.run(_batches.leave(self, driver.blocks, driver.core.flush))
-        else:
-            self._break(error)
-            driver.doom(hold.block)
+        try:
+            if error is None:
+                driver.run(_batches.leave(self, driver.blocks, driver.core.flush))
+            else:
+                self._break(error)
+                driver.doom(hold.block)
+        finally:
+            self._verbs = None
 
     def __del__(self) -> None:
         if getattr(self, "_state", None) is _batches.OPEN and self._hold is not None:

@@ -5,8 +5,9 @@
 // what it writes comes from write_items(), whenever there is something to write and room for it. A new statement is
 // described in its place: nothing is written behind it before its items are encoded.
 //
-// The server keeps what it answers until its buffer is full, a Flush or the Sync. So that the window moves there is a
-// Flush for each half of it.
+// So many items may be unanswered as requests elsewhere; of fed ones, which need no room here, some runs. The server
+// keeps what it answers until its buffer is full, a Flush or the Sync: so that the window moves there is a Flush
+// for each half of it.
 #include "core/batch.hpp"
 
 #include <algorithm>
@@ -23,6 +24,13 @@ namespace {
 
 // So much may be unsent before more is asked for.
 constexpr std::size_t fed_bytes = std::size_t{1} << 18;
+
+// As many full runs may be unanswered, to fill a long network; and a loop that feeds gets its turn.
+constexpr std::size_t fed_runs = 16;
+
+std::size_t window_of(bool many, std::size_t max_pipeline) {
+  return many ? std::min(max_pipeline, fed_runs) * largest_run(max_pipeline) : max_pipeline;
+}
 
 // No portal has this name: to execute it is an error, so that nothing of what came before can be committed.
 constexpr std::string_view no_portal = "pgpoll_broken";
@@ -165,13 +173,13 @@ bool session::may_write_items(const exchange_promise& p) const {
 bool session::hungry(const exchange_promise& p) const {
   const auto& items = *p.op->batch;
   return items.many && !items.ended && !p.synced && !p.draining && items.unsent.empty() && may_write_items(p) &&
-         outbound_.size() < fed_bytes && items.written - items.answered <= settings_.max_pipeline / 2;
+         outbound_.size() < fed_bytes && items.written - items.answered <= window_of(true, settings_.max_pipeline) / 2;
 }
 
 bool session::has_room(const exchange_promise& p) const {
   const auto& items = *p.op->batch;
   const auto unanswered = items.written - items.answered;
-  return unanswered == 0 || unanswered + items.unsent.front().items <= settings_.max_pipeline;
+  return unanswered == 0 || unanswered + items.unsent.front().items <= window_of(items.many, settings_.max_pipeline);
 }
 
 // Something could be written, or is wanted, without news of the server.
@@ -253,6 +261,17 @@ void session::join_replies(exchange_promise& p) {
   p.op->written = true;
   replies_.push_back(&p);
   p.in_replies = true;
+}
+
+// Where no byte of it has left, none does; it has written last.
+bool session::take_back(exchange_promise& p) {
+  if (writer_ != &p || p.draining || outbound_.sent_total() > *p.first_byte) return false;
+  outbound_.take_back(*p.first_byte);
+  for (const auto& each : p.op->batch->unread)  // evicted statements that are not closed now
+    if (each.closed != 0) names_may_exist_ = true;
+  p.op->batch->written = 0;
+  p.op->written = false;
+  return true;
 }
 
 // Nothing more is written of it, and nothing that was can last.

@@ -53,7 +53,7 @@ struct batch_state {
 // description of its portal, for it may not be what it was.
 void append_execution(std::string& out, const statement& prepared, std::string_view arguments, bool opens);
 
-// The most items of one fed run, where so many may be unanswered.
+// The most items of one fed run.
 inline std::size_t largest_run(std::size_t max_pipeline) {
   return max_pipeline < 2 ? 1 : max_pipeline / 2;
 }

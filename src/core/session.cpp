@@ -169,6 +169,8 @@ void session::abandon(operation& op) {
   if (op.feeds()) return fail_feed(op, "the client gave up");
   if (p.wait == waiting::write_turn || (!p.in_replies && (p.wait == waiting::arguments || op.batch))) {
     finish(p, operation::state::cancelled);
+  } else if (op.batch && take_back(p)) {
+    finish(p, operation::state::cancelled);
   } else if (op.batch) {
     break_off(p);
   } else if (!p.synced && !p.sync_waits && !p.draining) {

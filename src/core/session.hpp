@@ -322,6 +322,7 @@ class session {
   void write_run(exchange_promise& p);
   void write_description(exchange_promise& p, const batch_state::run& of);
   void join_replies(exchange_promise& p);
+  bool take_back(exchange_promise& p);
   void break_batch(exchange_promise& p);
   void break_off(exchange_promise& p);
   bool run_due(const exchange_promise& p) const;

@@ -57,6 +57,7 @@ struct exchange_promise {
   bool sync_waits = false;   // for the answer to Execute
   bool describing = false;   // a statement that the cache doesn't have yet
   bool parsed = false;       // that one: the server has it
+  bool closing = false;      // statements that the cache doesn't have any more; not answered yet
   bool bound = false;        // BindComplete has come: the statement may have run
   bool draining = false;     // it has its error; what is left is read to ReadyForQuery
   bool copy_failed = false;  // CopyFail was written: only an error can answer it

@@ -56,6 +56,7 @@ exchange session::execute(operation_ptr op, statement_ptr prepared, std::string 
     // BEGIN is answered at once, not at the end of the request, which can be cancelled at the server from then on.
     if (!running_->preamble.empty()) out().flush();
     closed = close_surplus();
+    running_->closing = closed > 0;
   }
   const bool unnamed = bind(*prepared, arguments);
   out().execute();
@@ -68,6 +69,7 @@ exchange session::execute(operation_ptr op, statement_ptr prepared, std::string 
   if (!running_->preamble.empty()) co_await read_preamble();
 
   for (; closed > 0; --closed) expect(co_await next_message(), backend::close_complete);
+  running_->closing = false;
   if (unnamed) expect(co_await next_message(), backend::parse_complete);
   expect(co_await next_message(), backend::bind_complete);
   running_->bound = true;
@@ -135,6 +137,7 @@ exchange session::prepare_statement(operation_ptr op) {
 step<statement_ptr> session::describe(std::string sql) {
   auto found = undescribed(std::move(sql));
   const auto closed = parse(*found);
+  running_->closing = closed > 0;
   running_->describing = true;
   co_await reply_turn();
   if (!running_->preamble.empty()) co_await read_preamble();
@@ -160,8 +163,10 @@ std::size_t session::parse(const statement& found) {
     ++closed;
   }
   // An abandoned request ahead of this one may be describing the same text.
-  const bool is_described = std::any_of(replies_.begin(), replies_.end(),
-                                        [](const auto* ahead) { return ahead->describing && !ahead->draining; });
+  const bool is_described = std::any_of(replies_.begin(), replies_.end(), [](const auto* ahead) {
+    const auto& items = ahead->op->batch;
+    return !ahead->draining && (ahead->describing || (items && items->describing));
+  });
   if ((names_may_exist_ || is_described) && !found.name.empty()) {
     out().close_statement(found.name);
     ++closed;
@@ -174,7 +179,9 @@ step<bool> session::read_description(std::shared_ptr<statement> found, std::size
   running_->describing = true;
   running_->parsed = false;
   const bool closes_its_own = closed > 0;  // perhaps
+  running_->closing = closed > 0;
   for (; closed > 0; --closed) expect(co_await next_message(), backend::close_complete);
+  running_->closing = false;
   if (closes_its_own)  // what a request ahead of this one has described meanwhile is gone, should Parse fail
     if (const auto other = cache_.find(found->sql)) forget(*other);
   expect(co_await next_message(), backend::parse_complete);

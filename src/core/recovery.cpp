@@ -87,12 +87,16 @@ void session::forget(const statement& dropped) {
 }
 
 void session::note_dropped(exchange_promise& p, const server_message& error) {
+  const auto& items = p.op->batch;
+  const bool unclosed = p.closing || (items && std::any_of(items->unread.begin(), items->unread.end(),
+                                                           [](const auto& each) { return each.closed != 0; }));
+  if (unclosed) names_may_exist_ = true;
   if (!p.preamble.empty()) return;  // what it needs was never parsed
   const auto code = error.field('C');
   const bool stored = p.describing && (p.parsed || code == query_canceled);  // perhaps, and never described
   if (stored || code == duplicate_prepared_statement) names_may_exist_ = true;
-  const auto& used = p.op->batch ? p.op->batch->reading : p.op->statement;
-  const bool executes = runs_statement(*p.op) || (p.op->batch && !p.describing);
+  const auto& used = items ? items->reading : p.op->statement;
+  const bool executes = runs_statement(*p.op) || (items && !p.describing);
   if (executes && !p.bound && used && is_dropped(code, *used)) forget(*used);
 }
 

@@ -46,16 +46,23 @@ session::~session() {
 
 // ---- requests
 
-operation_ptr session::admit(enum operation::kind kind) {
+operation_ptr session::admit(enum operation::kind kind, preamble* first) {
   auto op = std::make_shared<operation>();
   op->kind = kind;
-  const bool first = kind == operation::kind::connect || kind == operation::kind::cancel;
-  if (accepting() && (state_ == state::fresh) == first) return op;
+  const bool opens_it = kind == operation::kind::connect || kind == operation::kind::cancel;
+  if (accepting() && (state_ == state::fresh) == opens_it) return op;
   op->state = operation::state::failed;
   op->error = state_ == state::ended && why_ended_
                   ? failure_of(failure::kind::lost, "connection lost", nullptr, why_ended_)
                   : failure_of(failure::kind::closed, "closed");
   completed_.push_back(op);
+  if (first != nullptr) {
+    for (auto& each : first->commands) {
+      each->state = op->state;
+      each->error = op->error;
+    }
+    completed_.splice(std::prev(completed_.end()), first->commands);
+  }
   return op;
 }
 
@@ -77,20 +84,20 @@ operation_ptr session::start_connect() {
 }
 
 operation_ptr session::start_execute(std::string sql, preamble first) {
-  auto op = admit(operation::kind::execute);
+  auto op = admit(operation::kind::execute, &first);
   op->sql = std::move(sql);
   return op->done() ? op : begin(op, execute(op), std::move(first));
 }
 
 operation_ptr session::start_execute(statement_ptr known, std::string arguments, preamble first) {
-  auto op = admit(operation::kind::execute);
+  auto op = admit(operation::kind::execute, &first);
   if (op->done()) return op;
   op->statement = known;
   return begin(op, execute(op, std::move(known), std::move(arguments)), std::move(first));
 }
 
 operation_ptr session::start_prepare(std::string sql, preamble first) {
-  auto op = admit(operation::kind::prepare);
+  auto op = admit(operation::kind::prepare, &first);
   op->sql = std::move(sql);
   return op->done() ? op : begin(op, prepare_statement(op), std::move(first));
 }
@@ -102,7 +109,7 @@ operation_ptr session::start_script(std::string sql) {
 }
 
 operation_ptr session::start_command(std::string sql, preamble first) {
-  auto op = admit(operation::kind::command);
+  auto op = admit(operation::kind::command, &first);
   op->sql = std::move(sql);
   return op->done() ? op : begin(op, command(op), std::move(first));
 }

@@ -272,7 +272,7 @@ class session {
   void fail_later(exchange_promise& p, failure_ptr error);  // to be told at ReadyForQuery
 
   // The pump.
-  operation_ptr admit(enum operation::kind kind);
+  operation_ptr admit(enum operation::kind kind, preamble* first = nullptr);
   operation_ptr begin(operation_ptr op, exchange dialogue, preamble first = {});
   template <typename Work>
   void guarded(Work work) {

@@ -109,7 +109,9 @@ class outbound_bytes {
   std::uint64_t sent_total() const { return sent_total_; }
 
   // Drops what was written from this position on; nothing of it has left.
-  void take_back(std::uint64_t from) { bytes_.resize(bytes_.size() - static_cast<std::size_t>(written_total() - from)); }
+  void take_back(std::uint64_t from) {
+    bytes_.resize(bytes_.size() - static_cast<std::size_t>(written_total() - from));
+  }
 
   void sent(std::size_t size) {
     sent_ += size;

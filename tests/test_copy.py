@@ -13,6 +13,7 @@ import enum
 import gc
 import io
 import itertools
+import time
 import uuid
 from collections import OrderedDict, UserDict
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -93,11 +94,11 @@ async def test_csv_and_binary(conn: pgpoll.Connection) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["1\tx\n", ["1\tx\n"], [b"1\tx\n", "2\ty\n"], io.StringIO("1\tx\n"), 5, [5], object(), None]
+    "source", ["1\tx\n", ["1\tx\n"], [b"1\tx\n", "2\ty\n"], io.StringIO, 5, [5], object(), None]
 )
 async def test_what_is_no_bytes_is_refused(conn: pgpoll.Connection, source: Any) -> None:
     with pytest.raises(pgpoll.InterfaceError, match=r"bytes"):
-        await conn.copy_in(IN, source)
+        await conn.copy_in(IN, io.StringIO("1\tx\n") if source is io.StringIO else source)
     with pytest.raises(pgpoll.InterfaceError, match=r"bytes"):
         await conn.copy_in(IN, asynchronous(source if isinstance(source, list) else [source]))
     assert await content(conn) == []
@@ -240,12 +241,21 @@ async def test_the_timeout_covers_the_source(conn: pgpoll.Connection) -> None:
         while True:
             yield LINES * 1000
 
-    for source in (stuck(), trickling(), endless()):
+    def blocking() -> Iterator[bytes]:
+        while True:
+            yield LINES
+            time.sleep(0.005)
+
+    for source in (stuck(), trickling(), endless(), blocking()):
         began = asyncio.get_running_loop().time()
         with pytest.raises(pgpoll.QueryTimeout):
             await conn.copy_in(IN, source, timeout=0.1)
         assert asyncio.get_running_loop().time() - began < 2
         assert await content(conn) == []
+
+    with pytest.raises(pgpoll.QueryTimeout):
+        await conn.copy_records("t", ((1, str(each)) for each in blocking()), timeout=0.1)
+    assert await content(conn) == []
 
     async def of_its_own() -> AsyncIterator[bytes]:
         yield LINES

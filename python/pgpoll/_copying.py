@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic
 
 from pgpoll import core, errors
-from pgpoll._copy_sources import Target, chunks, records
+from pgpoll._copy_sources import SLICE, Target, chunks, records
 from pgpoll._flows import END, Flow, Item, News, Sent, answered, started
 from pgpoll._turns import caller
 
@@ -113,7 +113,8 @@ def _feed(operation: core.Operation[Any], source: Any, progress: Progress | None
             while not operation.done():
                 yield News(operation)
             raise
-        yield Sent(operation)
+        if len(data) < SLICE:  # a slow source; else the operation is full before long
+            yield Sent(operation)
 
 
 # The columns of a table that can be written, or that can't for being generated; domains as what they are made of.

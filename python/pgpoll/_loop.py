@@ -204,6 +204,7 @@ class Driver:
         """What a flow waits for."""
         if isinstance(step, Sent):
             self.core._flush_soon()
+            await asyncio.sleep(0)
             return None
         if expiry is not None and expiry.error is not None:
             raise expiry.error

@@ -169,11 +169,16 @@ class Driver:
         """Let go of a channel now; what runs of it is cancelled at the server where that is called for."""
         with self.mutex:
             self.blocks.release(block)
-            if not self._driving and self._cancel is None and not self.core.closed:
-                if self.core.cancel_wanted() == core.NOW:
-                    self._cancel_abandoned()
-                else:
-                    self.core.flush()
+            if not self._driving:
+                self._end_abandoned()
+
+    def _end_abandoned(self) -> None:
+        """A channel may have been let go of: its end leaves, or what runs of it is cancelled."""
+        if self.core.closed or self._cancel is not None:
+            return
+        self.core.flush()
+        if self.core.cancel_wanted() == core.NOW:
+            self._cancel_abandoned()
 
     def doom(self, block: Block) -> None:
         """Roll a block back, or let go of a channel, from wherever its end was noticed; what that needs leaves now."""
@@ -182,7 +187,7 @@ class Driver:
             try:
                 if not self._driving and not self.core.closed:
                     self._settle()
-                    self.core.flush()
+                    self._end_abandoned()
             finally:
                 self.mutex.release()
 
@@ -228,6 +233,7 @@ class Driver:
                 self._settle()
             return None
         if isinstance(step, Sent):
+            _left(deadline, timeout)
             if not step.operation.done() and not step.operation.stirred:
                 self._wait_in_core(step.operation, 0.0)
             return None
@@ -411,7 +417,10 @@ class Driver:
         if self._stray and self._stray < monotonic():
             self._stray = 0.0
             self.core.cancel_too_old()
+        doomed = bool(self._doomed)
         self._settle()
+        if doomed:
+            self._end_abandoned()
 
     # -- start and ends
 

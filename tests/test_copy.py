@@ -80,7 +80,8 @@ async def test_sources(conn: pgpoll.Connection, tmp_path: Path, name: str, times
 
 
 async def test_an_empty_source_copies_nothing(conn: pgpoll.Connection) -> None:
-    for source in (b"", [], io.BytesIO(), asynchronous([])):
+    sources: list[Any] = [b"", [], io.BytesIO(), asynchronous([])]
+    for source in sources:
         assert (await conn.copy_in(IN, source)).rowcount == 0
 
 
@@ -93,9 +94,7 @@ async def test_csv_and_binary(conn: pgpoll.Connection) -> None:
     assert await content(conn) == [(1, "a,b"), (2, None)]
 
 
-@pytest.mark.parametrize(
-    "source", ["1\tx\n", ["1\tx\n"], [b"1\tx\n", "2\ty\n"], io.StringIO, 5, [5], object(), None]
-)
+@pytest.mark.parametrize("source", ["1\tx\n", ["1\tx\n"], [b"1\tx\n", "2\ty\n"], io.StringIO, 5, [5], object(), None])
 async def test_what_is_no_bytes_is_refused(conn: pgpoll.Connection, source: Any) -> None:
     with pytest.raises(pgpoll.InterfaceError, match=r"bytes"):
         await conn.copy_in(IN, io.StringIO("1\tx\n") if source is io.StringIO else source)
@@ -376,12 +375,14 @@ async def test_types(conn: pgpoll.Connection) -> None:
     await conn.execute("create domain copied_small as int4 check (value < 100)")
     await conn.execute("drop domain if exists copied_smaller cascade")
     await conn.execute("create domain copied_smaller as copied_small")
-    types = "bool int2 int8 float4 numeric text varchar(9) bytea date timestamptz interval uuid json jsonb int4[] text[]"
+    types = (
+        "bool int2 int8 float4 numeric text varchar(9) bytea date timestamptz interval uuid json jsonb int4[] text[]"
+    )
     names = [*types.split(), "copied_color", "copied_smaller", '"char"']
     columns = ", ".join(f"c{n} {each}" for n, each in enumerate(names))
     await conn.execute(f"create temp table wide ({columns})")
     at = dt.datetime(2026, 11, 21, 1, 2, 3, 456789, tzinfo=dt.UTC)
-    values = (True, -7, 2**60, 1.5, decimal.Decimal("12.3400"), "é", "short", b"\0\xff", at.date(), at)
+    values: tuple[Any, ...] = (True, -7, 2**60, 1.5, decimal.Decimal("12.3400"), "é", "short", b"\0\xff", at.date(), at)
     values += (dt.timedelta(days=1), uuid.UUID(int=7), {"k": [1, None]}, [1], [[1, 2], [3, None]], ["a", None])
     values += ("red", 42, "x")
     empty = (None,) * len(names)
@@ -406,7 +407,7 @@ async def test_names_are_quoted(conn: pgpoll.Connection) -> None:
     await conn.execute("create schema " + quoted.split('."ta')[0])
     await conn.execute(f'create table {quoted} ("a b" int4, "select" text, "x""y" int4)')
     await conn.copy_records(table, [(1, "x", 2)], schema=schema)
-    await conn.copy_records(table, [{"x\"y": 5, "a b": 4}], columns=["x\"y", "a b"], schema=schema)
+    await conn.copy_records(table, [{'x"y': 5, "a b": 4}], columns=['x"y', "a b"], schema=schema)
     assert await conn.fetch(f"select * from {quoted}") == [(1, "x", 2), (4, None, 5)]
     with pytest.raises(errors.UndefinedTable):
         await conn.copy_records(f"{schema}.{table}", [])

@@ -164,7 +164,7 @@ def test_feeding_has_a_bound_and_stirs_below_it() -> None:
     assert operation.feed(b"")
     assert operation.feed(memoryview(b"1\n"))
     with pytest.raises(TypeError):
-        operation.feed("1\n")  # type: ignore[arg-type]
+        operation.feed("1\n")
     operation.finish_feed()
     for method, args in ((operation.feed, (b"x",)), (operation.finish_feed, ()), (operation.fail_feed, ("why",))):
         with pytest.raises(pgpoll.InterfaceError, match="has been ended"):

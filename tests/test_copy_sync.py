@@ -3,7 +3,6 @@
 PGPOLL_COPY_ROWS: rows of the memory tests (default 200,000; 10,000,000 shows what issue D asks for).
 """
 
-# ruff: noqa: PT012 - what raises is the end of a block
 from __future__ import annotations
 
 import io
@@ -217,5 +216,3 @@ def test_memory(server: _server.Server, face: str, transport: str) -> None:
     assert set(peaks) == {"copy_records", "copy_in", "copy_out", "copy_out_records", "slow consumer", "slow producer"}
     print(transport, face, peaks)
     assert all(peak < 64 for peak in peaks.values()), peaks
-
-

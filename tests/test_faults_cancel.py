@@ -73,6 +73,9 @@ async def some(source: AsyncIterator[Any], at_most: int) -> None:
             break
 
 
+BIG = "copy (select repeat('x', 5000) from generate_series(1, 100)) to stdout"
+BREAKING = "copy (select 1 / (9 - i) from generate_series(1, 9) i) to stdout"
+
 NEW = itertools.count()
 
 # Every verb of the asyncio face, each way to take.
@@ -103,9 +106,9 @@ VERBS: dict[str, Callable[[pgpoll.Connection], Coroutine[Any, Any, Any]]] = {
     "copy_in, timed": lambda c: into(c, lambda: c.copy_in("copy copied from stdin", lines(), timeout=20)),
     "copy_in, error": lambda c: into(c, lambda: c.copy_in("copy copied from stdin", [b"1\tx\n" * 5000, b"x\n"])),
     "copy_records": lambda c: into(c, lambda: c.copy_records("copied", ((n, "x" * 100) for n in range(5000)))),
-    "copy_out": lambda c: some(c.copy_out("copy (select repeat('x', 5000) from generate_series(1, 100)) to stdout"), -1),
+    "copy_out": lambda c: some(c.copy_out(BIG), -1),
     "copy_out, left": lambda c: some(c.copy_out("copy (select generate_series(1, 1000000)) to stdout"), 2),
-    "copy_out, error": lambda c: some(c.copy_out("copy (select 1 / (9 - i) from generate_series(1, 9) i) to stdout"), -1),
+    "copy_out, error": lambda c: some(c.copy_out(BREAKING), -1),
     "copy_out_records": lambda c: some(c.copy_out_records("select i, 'x' from generate_series(1, 1000) i"), -1),
 }
 

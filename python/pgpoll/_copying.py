@@ -72,9 +72,7 @@ def copy_records(
     return (yield from _fed(driver, hold, partial(records, source, encoder, asynchronous=asynchronous), progress))
 
 
-def _fed(
-    driver: Driver, hold: Hold, open_source: Callable[[], Any], progress: Progress | None
-) -> Flow[core.Result]:
+def _fed(driver: Driver, hold: Hold, open_source: Callable[[], Any], progress: Progress | None) -> Flow[core.Result]:
     source = open_source()
     operation = yield from started(driver.blocks, hold)
     hold.block.carry()
@@ -181,14 +179,17 @@ def _quoted(name: object, what: str) -> str:
 class Copying(Generic[T]):
     """COPY TO STDOUT, from its first step to its end: what both faces' objects share."""
 
-    __slots__ = ("_block", "_decoder", "_driver", "_operation", "_over", "_progress", "_ready", "_sql", "_timeout")
-    __slots__ += ("_verbs", "_where", "result")
+    __slots__ = (
+        *("_block", "_decoded", "_decoder", "_driver", "_operation", "_over", "_progress", "_ready", "_sql"),
+        *("_timeout", "_verbs", "_where", "result"),
+    )
 
     def __init__(self, verbs: Any, sql: str, progress: Progress | None, timeout: float | None, *, decoded: bool):
         self._verbs = verbs  # also keeps the connection
-        self._driver: Driver = verbs._driver
+        self._driver: Any = verbs._driver  # of either face
         self._sql = sql
-        self._decoder: core._CopyDecoder | bool | None = decoded or None  # True: not made yet
+        self._decoded = decoded
+        self._decoder: core._CopyDecoder | None = None
         self._progress = progress
         self._timeout = timeout
         self._where = caller()
@@ -203,13 +204,11 @@ class Copying(Generic[T]):
         """What has come and can be given out without waiting."""
         if self._operation is None:
             return []
-        if self._decoder is None:
-            data = self._operation.take_data()
-            taken: list[Any] = [data] if data else []
+        if self._decoder is not None:
+            taken: list[Any] = self._decoder.take()
         else:
-            if self._decoder is True:
-                self._decoder = core._CopyDecoder(self._operation)
-            taken = self._decoder.take()
+            data = self._operation.take_data()
+            taken = [data] if data else []
         if taken:
             self._driver.flush()
             if self._progress is not None:
@@ -244,15 +243,17 @@ class Copying(Generic[T]):
     def _start(self) -> Flow[core.Operation[Any]]:
         driver, via = self._driver, self._verbs._via
         start = partial(driver.core.start_copy_out, self._sql)
-        if self._decoder is not None:
+        if self._decoded:
             query = _query_of(self._sql)
             request = driver.turn(partial(driver.core.start_prepare, query), via)
             query = _in_binary(query, (yield from answered(driver.blocks, request)).columns)
             start = partial(driver.core.start_copy_out, f"COPY ({query}\n) TO STDOUT (FORMAT binary)", query)
         hold = driver.hold("COPY", start, via, self._where)
         self._block = hold.block
-        self._operation = yield from started(driver.blocks, hold)
-        return self._operation
+        self._operation = operation = yield from started(driver.blocks, hold)
+        if self._decoded:
+            self._decoder = core._CopyDecoder(operation)
+        return operation
 
     def _written(self, to: Any) -> Flow[core.Result]:
         """All of it, into a file; its Result."""
@@ -297,8 +298,7 @@ class CopyOut(Copying[T]):
     async def __anext__(self) -> T:
         for item in self._ready:
             return item  # type: ignore[no-any-return]
-        self._driver.check_loop()  # type: ignore[union-attr]
-        taken: list[T] | None = await self._driver.run(self._more(), self._timeout)  # type: ignore[misc]
+        taken: list[T] | None = await self._driver.run(self._more(), self._timeout)
         if taken is None:
             raise StopAsyncIteration
         self._ready = iter(taken)
@@ -330,7 +330,7 @@ class BlockingCopyOut(Copying[T]):
     def __next__(self) -> T:
         for item in self._ready:
             return item  # type: ignore[no-any-return]
-        taken: list[T] | None = self._driver.run(self._more(), self._timeout)  # type: ignore[assignment]
+        taken: list[T] | None = self._driver.run(self._more(), self._timeout)
         if taken is None:
             raise StopIteration
         self._ready = iter(taken)

@@ -39,12 +39,12 @@ struct exchange_promise {
   waiting wait = waiting::nothing;
   std::optional<std::uint64_t> first_byte;  // its place in the stream of bytes, once written
   bool in_replies = false;
-  bool synced = false;      // its ReadyForQuery has been asked for
-  bool sync_waits = false;  // for the answer to Execute
-  bool describing = false;  // a statement that the cache doesn't have yet
-  bool parsed = false;      // that one: the server has it
-  bool bound = false;       // BindComplete has come: the statement may have run
-  bool draining = false;    // it has its error; what is left is read to ReadyForQuery
+  bool synced = false;       // its ReadyForQuery has been asked for
+  bool sync_waits = false;   // for the answer to Execute
+  bool describing = false;   // a statement that the cache doesn't have yet
+  bool parsed = false;       // that one: the server has it
+  bool bound = false;        // BindComplete has come: the statement may have run
+  bool draining = false;     // it has its error; what is left is read to ReadyForQuery
   bool copy_failed = false;  // CopyFail was written: only an error can answer it
   failure_ptr error;
   raw_result* sink = nullptr;            // of data_rows

@@ -78,8 +78,8 @@ class session {
   operation_ptr start_command(std::string sql);  // no parameters, no rows: unnamed, one flight, never cancelled by wish
   operation_ptr start_copy_in(std::string sql, std::string query = {});
   operation_ptr start_copy_out(std::string sql, std::string query = {});
-  operation_ptr start_cancel(cancel_key key);    // the only exchange of a second session; ends at eof()
-  operation_ptr start_close();                   // serves what was accepted, sends Terminate, ends at eof()
+  operation_ptr start_cancel(cancel_key key);  // the only exchange of a second session; ends at eof()
+  operation_ptr start_close();                 // serves what was accepted, sends Terminate, ends at eof()
   void abandon(operation& op);
 
   // A statement of this text that is parsed and described, made the most recently used; else null.

@@ -82,7 +82,8 @@ PyObject* fail_feed(PyObject* object, PyObject* reason) {
     if (text == nullptr || !may_feed(self)) return nullptr;
     const std::string_view all(text, static_cast<std::size_t>(size));
     constexpr std::size_t longest = 1000;
-    if (auto* session = session_of(self)) session->fail_feed(*self->op, all.substr(0, std::min(all.find('\0'), longest)));
+    if (auto* session = session_of(self))
+      session->fail_feed(*self->op, all.substr(0, std::min(all.find('\0'), longest)));
     Py_RETURN_NONE;
   });
 }
@@ -220,8 +221,7 @@ bool take_rows(copy_decoder* self, PyObject* list) {
     if (enough && self->ended && self->at < self->data.size()) return broken(self, "data behind the trailer");
     if (enough && !self->ended && !row_size(self, size)) return false;
     if (size == 0) return true;
-    auto record =
-        ref::steal(self->plan->row(*columns, self->data.data() + self->at - row_lead, self->count));
+    auto record = ref::steal(self->plan->row(*columns, self->data.data() + self->at - row_lead, self->count));
     if (!record || PyList_Append(list, record.get()) < 0) return false;
     self->at += size;
     ++self->count;

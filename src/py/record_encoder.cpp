@@ -119,10 +119,9 @@ bool encode_values(record_encoder* self, encoder& to, PyObject* const* values) {
   to.uint16(static_cast<std::uint16_t>(columns));
   for (std::size_t i = 0; i < columns; ++i) {
     if (to.value(values[i], *self->codecs[i])) continue;
-    explain_refusal(to,
-                    number_of(self) + ", column \"" + utf8_item(self->names, i) + "\" (" + utf8_item(self->types, i) +
-                        ")",
-                    values[i]);
+    explain_refusal(
+        to, number_of(self) + ", column \"" + utf8_item(self->names, i) + "\" (" + utf8_item(self->types, i) + ")",
+        values[i]);
     to.truncate(start);
     return false;
   }
@@ -264,11 +263,10 @@ void dealloc(PyObject* object) {
   Py_DECREF(type);
 }
 
-PyMethodDef methods[] = {
-    {"add", add, METH_O, "Encodes one record; whether a slice is full."},
-    {"take", take, METH_NOARGS, "What was encoded."},
-    {"finish", finish, METH_NOARGS, "The rest, and the trailer."},
-    {nullptr, nullptr, 0, nullptr}};
+PyMethodDef methods[] = {{"add", add, METH_O, "Encodes one record; whether a slice is full."},
+                         {"take", take, METH_NOARGS, "What was encoded."},
+                         {"finish", finish, METH_NOARGS, "The rest, and the trailer."},
+                         {nullptr, nullptr, 0, nullptr}};
 
 PyGetSetDef properties[] = {{"count", count, nullptr, "Records so far.", nullptr},
                             {nullptr, nullptr, nullptr, nullptr, nullptr}};

@@ -267,7 +267,14 @@ _violates("copy_in_of_a_binary_column_in_text", "copy_in", "format", message(b"G
 _violates("copy_in_cut_short", "copy_in", "too early", message(b"G", struct.pack("!bHh", 0, 2, 0)))
 _violates("copy_out_of_an_unknown_format", "copy_out", "format", copy_out_response(1, 2))
 _violates("copy_data_before_copy_out_response", "copy_out", "CopyData", copy_data(), copy_out_response())
-_violates("copy_done_without_command_complete", "copy_out", "ReadyForQuery", copy_out_response(), copy_done(), ready_for_query())
+_violates(
+    "copy_done_without_command_complete",
+    "copy_out",
+    "ReadyForQuery",
+    copy_out_response(),
+    copy_done(),
+    ready_for_query(),
+)
 _violates("copy_done_with_a_body", "copy_out", "CopyDone", copy_out_response(), message(b"c", b"x"))
 _violates("a_row_within_copy_out", "copy_out", "DataRow", copy_out_response(), data_row(b"1"))
 _violates("copy_data_while_we_feed", "copy_in", "CopyData", copy_in_response(), copy_data())

@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pgpoll import _copying, _flows, _loop
-from pgpoll._copying import CopyOut
+from pgpoll._copy_out import CopyOut
 from pgpoll._facts import Facts
 from pgpoll._observing import Observers
 from pgpoll._turns import Block, begin_command, caller
@@ -110,8 +110,8 @@ class Verbs(Facts):
         Until the end the connection is the COPY's: others wait, and a source that uses it gets InterfaceError.
 
         `on_progress(rows, bytes)` is called after each slice of the data, with None for the rows; what it raises ends
-        the COPY. `timeout` is in seconds, the source's own waits included. Raises InterfaceError for a source of str, or an
-        sql that is no COPY ... FROM STDIN.
+        the COPY. `timeout` is in seconds, the source's own waits included. Raises InterfaceError for a source of str,
+        or an sql that is no COPY ... FROM STDIN.
         """
         flow = _copying.copy_in(self._driver, self._via, sql, source, on_progress, asynchronous=True)
         return await self._driver.run(flow, timeout)
@@ -129,7 +129,7 @@ class Verbs(Facts):
         """Copy records into a table, in the binary format: a Result, whose `rowcount` says how many.
 
         `records` is an (async) iterable of sequences (tuples, lists, Records), mappings or dataclasses; of the last
-        two the values are taken by the columns' names. `table` is one identifier, and so is `schema`: both are quoted. Without
+        two the values are taken by the columns' names. `table` and `schema` are one identifier each, and quoted. Without
         `columns` all are written that can be, in their order; generated ones can't.
 
         Values are taken as `execute` takes them for parameters of the columns' types. The first that doesn't fit raises

@@ -367,7 +367,7 @@ class _Driver:
     def start_command(self, sql: str, /) -> Operation[str]:
         """One statement without arguments or rows, in one flight, never cancelled by wish: BEGIN, COMMIT ..."""
     def start_copy_in(self, sql: str, query: str = "", /) -> Operation[Result]:
-        """COPY ... FROM STDIN, a channel: it stirs when it may be fed, see Operation.feed(). Abandoned: nothing is copied.
+        """COPY ... FROM STDIN, a channel: it stirs when it may be fed, see Operation.feed(). Abandoned, it fails.
 
         `query` is described in the same flight. Raises InterfaceError for an sql that does not begin with COPY.
         """
@@ -534,7 +534,7 @@ class _RecordEncoder:
     @property
     def count(self) -> int: ...
 
-class _CopyDecoder:
+class _RecordDecoder:
     """The Records of a start_copy_out() in the binary format whose query was described."""
 
     def __new__(cls, operation: Operation[Any], /) -> Self: ...

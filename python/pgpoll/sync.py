@@ -23,7 +23,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pgpoll import _copying, conninfo
-from pgpoll._copying import BlockingCopyOut
+from pgpoll._copy_out import BlockingCopyOut
 from pgpoll._facts import Facts
 from pgpoll._flows import Flow, finish, leave, start
 from pgpoll._observing import Observers

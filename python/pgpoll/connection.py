@@ -129,7 +129,7 @@ class Verbs(Facts):
         """Copy records into a table, in the binary format: a Result, whose `rowcount` says how many.
 
         `records` is an (async) iterable of sequences (tuples, lists, Records), mappings or dataclasses; of the last
-        two the values are taken by the columns' names. `table` and `schema` are one identifier each, and quoted. Without
+        two the values are taken by the columns' names. `table` and `schema` are one identifier each, quoted. Without
         `columns` all are written that can be, in their order; generated ones can't.
 
         Values are taken as `execute` takes them for parameters of the columns' types. The first that doesn't fit raises

@@ -196,6 +196,23 @@ async def test_a_source_can_not_use_its_own_connection(conn: pgpoll.Connection) 
         assert await content(conn) == []
 
 
+@pytest.mark.parametrize("verb", ["copy_in", "copy_records"])
+async def test_cancelled_anywhere_all_or_nothing_is_copied(conn: pgpoll.Connection, verb: str) -> None:
+    for turns in range(0, 120, 3):
+        if verb == "copy_in":
+            copy = conn.copy_in(IN, asynchronous([LINES * 5000] * 8))
+        else:
+            copy = conn.copy_records("t", ((i, "x" * 100) for i in range(12_000)))
+        task = asyncio.create_task(copy)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        asked = task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() == asked
+        assert await conn.fetchval("select count(*) from t") in (0, 120_000 if verb == "copy_in" else 12_000)
+        await conn.execute("truncate t")
+
+
 async def test_others_wait_for_its_end(conn: pgpoll.Connection) -> None:
     order: list[str] = []
 

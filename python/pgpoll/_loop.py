@@ -151,6 +151,8 @@ class Driver:
         if expiry is None:
             return await waiter
         expiry.awaited = waiter
+        if expiry.error is not None:
+            waiter.expire(expiry.error)
         return await self._until(waiter, expiry)
 
     async def run(self, flow: Flow[T], timeout: float | None = None) -> T:

@@ -264,7 +264,7 @@ class Operation(Generic[_T_co]):
     def done(self) -> bool:
         """Whether the outcome is known."""
     def result(self) -> _T_co:
-        """Take the outcome: a Result (execute), a list of Results whose values are str or None (script), a
+        """Take the outcome: a Result (execute, COPY), a list of Results whose values are str or None (script), a
         PreparedStatement (prepare), a command tag (command) or None (connect, close).
 
         Raises the request's own error, each time; InterfaceError while it is not done, or where it was abandoned.

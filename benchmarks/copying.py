@@ -4,10 +4,10 @@
     python benchmarks/copying.py                       # 1,000,000 rows of (int4, text, float8, timestamptz), 5 rounds
     python benchmarks/copying.py --rows 100000 --rounds 3 --placement SAME
 
-In: `copy_records` from a list of tuples, asyncpg's `copy_records_to_table`, psycopg's binary `write_row` with set_types.
-Out: `copy_out_records`, psycopg's binary `rows()` with set_types, and asyncpg's `fetch` of the same query, for it decodes
-no COPY. The contenders run one after another in each round, in an order that rotates; what is printed are medians, and
-medians of the per-round ratios to asyncpg. CPU is the client's, user and system. Placements are as in run.py.
+In: `copy_records` from a list of tuples, asyncpg's `copy_records_to_table`, psycopg's binary `write_row` after
+set_types. Out: `copy_out_records`, psycopg's binary `rows()` after set_types, and asyncpg's `fetch` of the same query,
+for it decodes no COPY. The contenders run one after another in each round, in an order that rotates; printed are
+medians, and medians of the per-round ratios to asyncpg. CPU is the client's, user and system. Placements as in run.py.
 """
 
 from __future__ import annotations

@@ -221,6 +221,7 @@ class _StreamBody:
             if not rows or rows != (self._rows or rows):
                 raise WrongValue(f"{rows} rows, and {self._rows} before")
             self._rows = rows
+        return count
 
 
 class _ManyBody:

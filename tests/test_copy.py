@@ -13,6 +13,7 @@ import enum
 import gc
 import io
 import itertools
+import time
 import uuid
 from collections import OrderedDict, UserDict
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -79,7 +80,8 @@ async def test_sources(conn: pgpoll.Connection, tmp_path: Path, name: str, times
 
 
 async def test_an_empty_source_copies_nothing(conn: pgpoll.Connection) -> None:
-    for source in (b"", [], io.BytesIO(), asynchronous([])):
+    sources: list[Any] = [b"", [], io.BytesIO(), asynchronous([])]
+    for source in sources:
         assert (await conn.copy_in(IN, source)).rowcount == 0
 
 
@@ -92,12 +94,10 @@ async def test_csv_and_binary(conn: pgpoll.Connection) -> None:
     assert await content(conn) == [(1, "a,b"), (2, None)]
 
 
-@pytest.mark.parametrize(
-    "source", ["1\tx\n", ["1\tx\n"], [b"1\tx\n", "2\ty\n"], io.StringIO("1\tx\n"), 5, [5], object(), None]
-)
+@pytest.mark.parametrize("source", ["1\tx\n", ["1\tx\n"], [b"1\tx\n", "2\ty\n"], io.StringIO, 5, [5], object(), None])
 async def test_what_is_no_bytes_is_refused(conn: pgpoll.Connection, source: Any) -> None:
     with pytest.raises(pgpoll.InterfaceError, match=r"bytes"):
-        await conn.copy_in(IN, source)
+        await conn.copy_in(IN, io.StringIO("1\tx\n") if source is io.StringIO else source)
     with pytest.raises(pgpoll.InterfaceError, match=r"bytes"):
         await conn.copy_in(IN, asynchronous(source if isinstance(source, list) else [source]))
     assert await content(conn) == []
@@ -196,6 +196,23 @@ async def test_a_source_can_not_use_its_own_connection(conn: pgpoll.Connection) 
         assert await content(conn) == []
 
 
+@pytest.mark.parametrize("verb", ["copy_in", "copy_records"])
+async def test_cancelled_anywhere_all_or_nothing_is_copied(conn: pgpoll.Connection, verb: str) -> None:
+    for turns in range(0, 120, 3):
+        if verb == "copy_in":
+            copy = conn.copy_in(IN, asynchronous([LINES * 5000] * 8))
+        else:
+            copy = conn.copy_records("t", ((i, "x" * 100) for i in range(12_000)))
+        task = asyncio.create_task(copy)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        asked = task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() == asked
+        assert await conn.fetchval("select count(*) from t") in (0, 120_000 if verb == "copy_in" else 12_000)
+        await conn.execute("truncate t")
+
+
 async def test_others_wait_for_its_end(conn: pgpoll.Connection) -> None:
     order: list[str] = []
 
@@ -240,12 +257,21 @@ async def test_the_timeout_covers_the_source(conn: pgpoll.Connection) -> None:
         while True:
             yield LINES * 1000
 
-    for source in (stuck(), trickling(), endless()):
+    def blocking() -> Iterator[bytes]:
+        while True:
+            yield LINES
+            time.sleep(0.005)
+
+    for source in (stuck(), trickling(), endless(), blocking()):
         began = asyncio.get_running_loop().time()
         with pytest.raises(pgpoll.QueryTimeout):
             await conn.copy_in(IN, source, timeout=0.1)
         assert asyncio.get_running_loop().time() - began < 2
         assert await content(conn) == []
+
+    with pytest.raises(pgpoll.QueryTimeout):
+        await conn.copy_records("t", ((1, str(each)) for each in blocking()), timeout=0.1)
+    assert await content(conn) == []
 
     async def of_its_own() -> AsyncIterator[bytes]:
         yield LINES
@@ -373,7 +399,7 @@ async def test_types(conn: pgpoll.Connection) -> None:
     columns = ", ".join(f"c{n} {each}" for n, each in enumerate(names))
     await conn.execute(f"create temp table wide ({columns})")
     at = dt.datetime(2026, 11, 21, 1, 2, 3, 456789, tzinfo=dt.UTC)
-    values = (True, -7, 2**60, 1.5, decimal.Decimal("12.3400"), "é", "short", b"\0\xff", at.date(), at)
+    values: tuple[Any, ...] = (True, -7, 2**60, 1.5, decimal.Decimal("12.3400"), "é", "short", b"\0\xff", at.date(), at)
     values += (dt.timedelta(days=1), uuid.UUID(int=7), {"k": [1, None]}, [1], [[1, 2], [3, None]], ["a", None])
     values += ("red", 42, "x")
     empty = (None,) * len(names)

@@ -47,12 +47,12 @@ def connected() -> core.Session:
     return session
 
 
-def copying_out() -> tuple[core.Session, core.Operation[Any], core._CopyDecoder]:
+def copying_out() -> tuple[core.Session, core.Operation[Any], core._RecordDecoder]:
     session = connected()
     operation = session.start_copy_out("copy (select i from t) to stdout (format binary)", "select i from t")
     session.receive(parse_complete() + parameter_description() + row_description("i"))
     session.receive(parse_complete() + bind_complete() + copy_out_response(1, 1))
-    return session, operation, core._CopyDecoder(operation)
+    return session, operation, core._RecordDecoder(operation)
 
 
 def decoded(*chunks: bytes, each: bool = True) -> list[Any]:
@@ -123,7 +123,7 @@ def test_records_of_what_was_not_described() -> None:
     session = connected()
     operation = session.start_copy_out("copy t to stdout (format binary)")
     session.receive(parse_complete() + bind_complete() + copy_out_response(1, 1) + copy_data(DATA))
-    decoder = core._CopyDecoder(operation)
+    decoder = core._RecordDecoder(operation)
     with pytest.raises(pgpoll.InterfaceError, match="not described"):
         decoder.take()
 
@@ -164,7 +164,7 @@ def test_feeding_has_a_bound_and_stirs_below_it() -> None:
     assert operation.feed(b"")
     assert operation.feed(memoryview(b"1\n"))
     with pytest.raises(TypeError):
-        operation.feed("1\n")  # type: ignore[arg-type]
+        operation.feed("1\n")
     operation.finish_feed()
     for method, args in ((operation.feed, (b"x",)), (operation.finish_feed, ()), (operation.fail_feed, ("why",))):
         with pytest.raises(pgpoll.InterfaceError, match="has been ended"):
@@ -197,7 +197,7 @@ def test_what_is_no_copy() -> None:
     with pytest.raises(pgpoll.InterfaceError, match="start_copy_out"):
         operation.take_data()
     with pytest.raises(pgpoll.InterfaceError, match="start_copy_out"):
-        core._CopyDecoder(operation)
+        core._RecordDecoder(operation)
 
 
 def test_a_lost_connection_ends_it() -> None:

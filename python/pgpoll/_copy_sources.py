@@ -6,6 +6,7 @@ A source's `next` gives one slice of some 64 KiB, so that what a chunk costs is 
 from __future__ import annotations
 
 import os
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from pgpoll import errors
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pgpoll import core
 
 SLICE = 65_536
+SLICE_SECONDS = 0.02  # a slice of a slow source is smaller, so that its time and the server's errors are looked at
 
 
 def chunks(source: Any, *, asynchronous: bool) -> Any:
@@ -71,8 +73,9 @@ class AsyncRecords:
         if self._ended:
             raise StopAsyncIteration
         add = self._encoder.add
+        until = monotonic() + SLICE_SECONDS
         async for record in self._source:
-            if add(record):
+            if add(record) or monotonic() >= until:
                 return self._encoder.take()
         self._ended = True
         return self._encoder.finish()
@@ -92,13 +95,14 @@ class _Joined:
             self._left = None
         parts: list[bytes] = []
         size = 0
+        until = monotonic() + SLICE_SECONDS
         async for chunk in self._source:
             data = _checked(chunk)
             if len(data) > SLICE:
                 self._left = _cut(memoryview(data))
                 break
             parts.append(data)
-            if (size := size + len(data)) >= SLICE:
+            if (size := size + len(data)) >= SLICE or monotonic() >= until:
                 break
         if parts:
             return b"".join(parts)
@@ -128,13 +132,15 @@ def _cut(view: memoryview) -> Iterator[memoryview]:
 def _joined(source: Iterator[Any]) -> Iterator[bytes | memoryview]:
     parts: list[bytes] = []
     size = 0
+    until = monotonic() + SLICE_SECONDS
     for chunk in source:
         data = _checked(chunk)
         parts.append(data)
         size += len(data)
-        if size >= SLICE:
+        if size >= SLICE or monotonic() >= until:
             yield from _cut(memoryview(b"".join(parts)))
             parts, size = [], 0
+            until = monotonic() + SLICE_SECONDS
     if parts:
         yield b"".join(parts)
 

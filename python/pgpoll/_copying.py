@@ -1,8 +1,7 @@
-"""COPY in both faces: the flows, and the objects that give out what is copied.
+"""COPY FROM STDIN, in both faces: the flows.
 
-    copy_in        COPY ... FROM STDIN, fed by slices
-    copy_records   the same in binary, of a table's columns
-    CopyOut        COPY ... TO STDOUT: chunks of bytes, or Records; asynchronous and blocking
+    copy_in        from a source of bytes, fed by slices
+    copy_records   from records, in the binary format, of a table's columns
 
 A COPY owns its connection while it lasts (a Hold): whoever is inside of it, its own source for instance, can't use the
 connection; all others wait.
@@ -10,36 +9,23 @@ connection; all others wait.
 
 from __future__ import annotations
 
-import re
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pgpoll import core, errors
-from pgpoll._copy_sources import Target, chunks, records
+from pgpoll._copy_sources import SLICE, chunks, records
 from pgpoll._flows import END, Flow, Item, News, Sent, answered, started
 from pgpoll._turns import caller
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from types import TracebackType
-    from typing import Self
-
-    from typing_extensions import TypeVar
+    from collections.abc import Callable, Iterable
 
     from pgpoll._loop import Driver as LoopDriver
     from pgpoll._threads import Driver as ThreadDriver
     from pgpoll._turns import Block, Hold
 
-    Driver = LoopDriver | ThreadDriver
+    Driver: TypeAlias = LoopDriver | ThreadDriver
     Progress = Callable[[int | None, int], object]
-    T = TypeVar("T", default=bytes)
-else:
-    from typing import TypeVar
-
-    T = TypeVar("T")
-
-
-# -- in
 
 
 def copy_in(
@@ -61,11 +47,11 @@ def copy_records(
     asynchronous: bool,
 ) -> Flow[core.Result]:
     """Records into a table, in the binary format: its Result."""
-    name = ".".join(_quoted(each, "a table's name") for each in relation if each is not None)
+    name = ".".join(quoted(each, "a table's name") for each in relation if each is not None)
     wanted = None if columns is None else _names(columns)
     request = driver.turn(partial(driver.core.start_execute, _COLUMNS_OF, (name,)), via)
     found = _Columns((yield from answered(driver.blocks, request)), name, wanted)
-    where = f" ({', '.join(_quoted(each, 'a column') for each in found.names)})" if found.names else ""
+    where = f" ({', '.join(quoted(each, 'a column') for each in found.names)})" if found.names else ""
     sql = f"COPY {name}{where} FROM STDIN (FORMAT binary)"
     encoder = partial(_encoder, found)
     hold = driver.hold("COPY", partial(driver.core.start_copy_in, sql), via, caller())
@@ -111,7 +97,8 @@ def _feed(operation: core.Operation[Any], source: Any, progress: Progress | None
             while not operation.done():
                 yield News(operation)
             raise
-        yield Sent(operation)
+        if len(data) < SLICE:  # a slow source; else the operation is full before long
+            yield Sent(operation)
 
 
 # The columns of a table that can be written, or that can't for being generated; domains as what they are made of.
@@ -166,216 +153,7 @@ def _names(columns: Iterable[str]) -> tuple[str, ...]:
     return tuple(columns)
 
 
-def _quoted(name: object, what: str) -> str:
+def quoted(name: object, what: str) -> str:
     if not isinstance(name, str):
         raise errors.InterfaceError(f"{what} must be a str, not {type(name).__name__}")
     return '"' + name.replace('"', '""') + '"'
-
-
-# -- out
-
-
-class Copying(Generic[T]):
-    """COPY TO STDOUT, from its first step to its end: what both faces' objects share."""
-
-    __slots__ = ("_block", "_decoder", "_driver", "_operation", "_over", "_progress", "_ready", "_sql", "_timeout")
-    __slots__ += ("_verbs", "_where", "result")
-
-    def __init__(self, verbs: Any, sql: str, progress: Progress | None, timeout: float | None, *, decoded: bool):
-        self._verbs = verbs  # also keeps the connection
-        self._driver: Driver = verbs._driver
-        self._sql = sql
-        self._decoder: core._CopyDecoder | bool | None = decoded or None  # True: not made yet
-        self._progress = progress
-        self._timeout = timeout
-        self._where = caller()
-        self._block: Block | None = None
-        self._operation: core.Operation[Any] | None = None
-        self._over = False
-        self._ready: Any = iter(())
-        self.result: core.Result | None = None
-        """The COPY's Result, once its end has come."""
-
-    def _take(self) -> list[T]:
-        """What has come and can be given out without waiting."""
-        if self._operation is None:
-            return []
-        if self._decoder is None:
-            data = self._operation.take_data()
-            taken: list[Any] = [data] if data else []
-        else:
-            if self._decoder is True:
-                self._decoder = core._CopyDecoder(self._operation)
-            taken = self._decoder.take()
-        if taken:
-            self._driver.flush()
-            if self._progress is not None:
-                count = None if self._decoder is None else self._decoder.count
-                self._progress(count, self._operation.copied)
-        return taken
-
-    def _more(self) -> Flow[list[T] | None]:
-        """What comes next; None at the end."""
-        if self._over:
-            return None
-        try:
-            operation = self._operation
-            if operation is None:
-                operation = yield from self._start()
-            while True:
-                if taken := self._take():
-                    return taken
-                if operation.done():
-                    break
-                yield News(operation)
-            self._over = True
-            self._driver.blocks.settle()
-            self.result = operation.result()
-            if self._decoder is not None:
-                self._decoder.finish()
-        except BaseException:
-            self._drop()
-            raise
-        return None
-
-    def _start(self) -> Flow[core.Operation[Any]]:
-        driver, via = self._driver, self._verbs._via
-        start = partial(driver.core.start_copy_out, self._sql)
-        if self._decoder is not None:
-            query = _query_of(self._sql)
-            request = driver.turn(partial(driver.core.start_prepare, query), via)
-            query = _in_binary(query, (yield from answered(driver.blocks, request)).columns)
-            start = partial(driver.core.start_copy_out, f"COPY ({query}\n) TO STDOUT (FORMAT binary)", query)
-        hold = driver.hold("COPY", start, via, self._where)
-        self._block = hold.block
-        self._operation = yield from started(driver.blocks, hold)
-        return self._operation
-
-    def _written(self, to: Any) -> Flow[core.Result]:
-        """All of it, into a file; its Result."""
-        target = Target(to)
-        try:
-            while (taken := (yield from self._more())) is not None:
-                for data in taken:
-                    target.write(data)  # type: ignore[arg-type]
-            target.write(b"")
-        finally:
-            self._drop()
-            target.close()
-        assert self.result is not None
-        return self.result
-
-    def _drop(self) -> None:
-        """It ends here, whatever was to come."""
-        if not self._over:
-            self._over = True
-            if self._block is not None:
-                self._driver.drop(self._block)
-        self._ready = iter(())
-
-    def __del__(self) -> None:
-        if not getattr(self, "_over", True) and self._block is not None:
-            self._driver.doom(self._block)
-
-
-class CopyOut(Copying[T]):
-    """What a COPY TO STDOUT gives: an asynchronous iterator, of bytes or of Records, and a context manager.
-
-    It owns the connection from its first step to its end. To leave its block, to cancel the task that waits in it, or
-    to drop it ends it; what the server had still to send is cancelled and read without anybody. `result` is the COPY's
-    Result once the end has come.
-    """
-
-    __slots__ = ("__weakref__",)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> T:
-        for item in self._ready:
-            return item  # type: ignore[no-any-return]
-        self._driver.check_loop()  # type: ignore[union-attr]
-        taken: list[T] | None = await self._driver.run(self._more(), self._timeout)  # type: ignore[misc]
-        if taken is None:
-            raise StopAsyncIteration
-        self._ready = iter(taken)
-        for item in self._ready:
-            return item  # type: ignore[no-any-return]
-        raise AssertionError
-
-    async def aclose(self) -> None:
-        """End it now. The connection is of use at once; nobody waits for what the server had to send."""
-        self._drop()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._drop()
-
-
-class BlockingCopyOut(Copying[T]):
-    """What a COPY TO STDOUT gives, in the blocking face: an iterator and a context manager. See pgpoll.CopyOut."""
-
-    __slots__ = ("__weakref__",)
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> T:
-        for item in self._ready:
-            return item  # type: ignore[no-any-return]
-        taken: list[T] | None = self._driver.run(self._more(), self._timeout)  # type: ignore[assignment]
-        if taken is None:
-            raise StopIteration
-        self._ready = iter(taken)
-        for item in self._ready:
-            return item  # type: ignore[no-any-return]
-        raise AssertionError
-
-    def close(self) -> None:
-        """End it now, at the server as well."""
-        self._drop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._drop()
-
-
-# By the type's output function, which its cast to text need not be; not null in the sense of IS DISTINCT FROM.
-_AS_TEXT = "case when {0} is distinct from null then pg_catalog.format('%s', {0}) end"
-_COPY = re.compile(r"\s*copy\s+(?P<what>.*?)\s+to\s+stdout\s*", re.IGNORECASE | re.DOTALL)
-_TABLE = re.compile(r"(?P<table>[^()]+?)\s*(?:\((?P<columns>[^()]*)\))?", re.DOTALL)
-
-
-def _query_of(sql: str) -> str:
-    """The query whose rows are copied; of a COPY ... TO STDOUT without options, the one that it stands for."""
-    text = sql.rstrip().rstrip(";").rstrip()
-    if (copy := _COPY.fullmatch(text)) is None:
-        return text
-    what = copy["what"]
-    if what.startswith("(") and what.endswith(")"):
-        return what[1:-1]
-    if (table := _TABLE.fullmatch(what)) is None:
-        raise errors.InterfaceError("copy_out_records() takes a query, or COPY ... TO STDOUT without options")
-    return f"select {table['columns'] or '*'} from {table['table']}"
-
-
-def _in_binary(query: str, columns: Sequence[core.Column] | None) -> str:
-    """The query with what isn't decoded from binary as text, as everywhere."""
-    if columns is None:
-        raise errors.InterfaceError("the statement returns no rows to copy")
-    if all(column.format for column in columns):
-        return query
-    places = [f"c{number}" for number in range(len(columns))]
-    chosen = ", ".join(
-        f"{place if column.format else _AS_TEXT.format(place)} as {_quoted(column.name, 'a column')}"
-        for place, column in zip(places, columns, strict=True)
-    )
-    return f"select {chosen} from ({query}\n) as copied({', '.join(places)})"

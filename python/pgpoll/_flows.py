@@ -45,7 +45,7 @@ class News(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """Something was fed to this operation: let it leave, but wait for nothing."""
+    """Something was fed to this operation: let it leave, and everyone else go on, but wait for nothing."""
 
     operation: core.Operation[Any]
 

@@ -254,6 +254,7 @@ class Driver:
         """What a flow waits for."""
         if isinstance(step, Sent):
             self.core._flush_soon()
+            await asyncio.sleep(0)
             return None
         if expiry is not None:
             expiry.check()

@@ -169,7 +169,7 @@ class Driver:
                 result: T = stop.value
                 return result
             except BaseException:
-                self._cancel_left()
+                self._end_abandoned()
                 raise
             finally:
                 self._settle()
@@ -205,11 +205,16 @@ class Driver:
         """Let go of a channel now; what runs of it is cancelled at the server where that is called for."""
         with self.mutex:
             self.blocks.release(block)
-            if not self._driving and self._cancel is None and not self.core.closed:
-                if self.core.cancel_wanted() == core.NOW:
-                    self._cancel_abandoned()
-                else:
-                    self.core.flush()
+            if not self._driving:
+                self._end_abandoned()
+
+    def _end_abandoned(self, seconds: float = INTERRUPT_SECONDS) -> None:
+        """A channel may have been let go of: its end leaves, or what runs is cancelled, within so many seconds."""
+        if self.core.closed or self._cancel is not None:
+            return
+        self.core.flush()
+        if self.core.cancel_wanted() == core.NOW:
+            self._cancel_abandoned(seconds)
 
     def doom(self, block: Block) -> None:
         """Roll a block back, or let go of a channel, from wherever its end was noticed; what that needs leaves now."""
@@ -227,9 +232,7 @@ class Driver:
             try:
                 if not self._driving and not self.core.closed:
                     self._settle()
-                    self.core.flush()
-                    if self._cancel is None and self.core.cancel_wanted() == core.NOW:
-                        self._cancel_abandoned(0.0)
+                    self._end_abandoned(0.0)
             finally:
                 self.mutex.release()
 
@@ -281,6 +284,7 @@ class Driver:
                 self._settle()
             return None
         if isinstance(step, Sent):
+            _left(deadline, timeout)
             if not step.operation.done() and not step.operation.stirred:
                 self._wait_in_core(step.operation, 0.0)
             return None
@@ -450,13 +454,6 @@ class Driver:
         if self._cancel is None and not self.core.closed and self.core.cancel_wanted() == core.NOW:
             self._cancel_abandoned()
 
-    def _cancel_left(self) -> None:
-        """Send what ends a channel that was given up, and cancel it where it runs."""
-        if not self.core.closed:
-            self.core.flush()
-            if self._cancel is None and self.core.cancel_wanted() == core.NOW:
-                self._cancel_abandoned()
-
     def _cancel_abandoned(self, seconds: float = INTERRUPT_SECONDS) -> None:
         self._abandoned = 0, 0.0
         try:
@@ -523,7 +520,10 @@ class Driver:
         if self._stray and self._stray < monotonic():
             self._stray = 0.0
             self.core.cancel_too_old()
+        apart = bool(self._apart)
         self._settle()
+        if apart:
+            self._end_abandoned()
 
     # -- start and ends
 

@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pgpoll import _batches, _copying, _flows, _loop, _two_phase
-from pgpoll._copying import CopyOut
+from pgpoll._copy_out import CopyOut
 from pgpoll._facts import Facts
 from pgpoll._listening import LEFT, NEW, Listens, Notification
 from pgpoll._observing import Observers
@@ -152,14 +152,15 @@ class Verbs(Facts):
     ) -> core.Result:
         """Run a COPY ... FROM STDIN whose data, in text, CSV or binary as `sql` says, comes from `source`; its Result.
 
-        `source` is bytes (or what has its memory in a buffer), a pathlib.Path, a binary file, or an iterable, also an asynchronous one, of
-        bytes, cut anywhere; it is read only as fast as the server takes it. Where it raises nothing is copied, and its
-        own error is raised; where the server fails it is read no further, and the error's `copy_line` says where.
+        `source` is bytes (or what has its memory in a buffer), a pathlib.Path, a binary file, or an (async)
+        iterable of bytes, cut anywhere; it is read only as fast as the server takes it. Where it raises nothing is
+        copied, and its own error is raised; where the server fails it is read no further, and the error's `copy_line`
+        says where.
         Until the end the connection is the COPY's: others wait, and a source that uses it gets InterfaceError.
 
         `on_progress(rows, bytes)` is called after each slice of the data, with None for the rows; what it raises ends
-        the COPY. `timeout` is in seconds, the source's own waits included. Raises InterfaceError for a source of str, or an sql that is
-        no COPY ... FROM STDIN.
+        the COPY. `timeout` is in seconds, the source's own waits included. Raises InterfaceError for a source of str,
+        or an sql that is no COPY ... FROM STDIN.
         """
         flow = _copying.copy_in(self._driver, self._via, sql, source, on_progress, asynchronous=True)
         return await self._driver.run(flow, timeout)
@@ -176,8 +177,8 @@ class Verbs(Facts):
     ) -> core.Result:
         """Copy records into a table, in the binary format: a Result, whose `rowcount` says how many.
 
-        `records` is an iterable, or an asynchronous one, of sequences (tuples, lists, Records), mappings or dataclasses; of the last two the
-        values are taken by the columns' names. `table` is one identifier, and so is `schema`: both are quoted. Without
+        `records` is an (async) iterable of sequences (tuples, lists, Records), mappings or dataclasses; of the last
+        two the values are taken by the columns' names. `table` and `schema` are one identifier each, quoted. Without
         `columns` all are written that can be, in their order; generated ones can't.
 
         Values are taken as `execute` takes them for parameters of the columns' types. The first that doesn't fit raises

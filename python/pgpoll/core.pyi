@@ -91,6 +91,19 @@ stream has the connection to itself: what is started meanwhile waits.
             conn.wait(operation, 1.0)  # or poll(), and wait as it says
     operation.result()
 
+Channels. A COPY passes data through while it runs. start_copy_in() stirs when the server takes data; then
+
+    while (data := source.read(65536)):
+        if not operation.feed(data):        # so much is unsent that this is enough, or the server has ended the COPY
+            drive_until_stirred(operation)  # poll() until operation.stirred or operation.done()
+            if operation.stopped:
+                break
+    else:
+        operation.finish_feed()
+
+and its result is awaited as any other's. start_copy_out() stirs when take_data() has something to give; past about
+1 MiB nothing more is read before some is taken, and poll() may return 0.
+
 Abandoning and cancelling. operation.abandon() ends the interest, not the protocol: what was sent is read to its end and
 discarded, what was not sent never is. Nothing is cancelled at the server by itself: after each abandon() and poll(),
 cancel_wanted() says NONE; NOW: an abandoned request runs and nobody waits behind it; GRACE: somebody does, give it a
@@ -110,12 +123,12 @@ ResourceWarning.
 """
 
 import types
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextvars import Context
 from typing import Any, Final, Generic, Literal, Protocol, Self, SupportsIndex, final, overload, type_check_only
 
 from _typeshed import structseq
-from typing_extensions import TypeVar
+from typing_extensions import Buffer, TypeVar
 
 from pgpoll.errors import BusyError as BusyError
 from pgpoll.errors import InterfaceError as InterfaceError
@@ -268,7 +281,7 @@ class Operation(Generic[_T_co]):
     def done(self) -> bool:
         """Whether the outcome is known."""
     def result(self) -> _T_co:
-        """Take the outcome: a Result (execute), a list of Results whose values are str or None (script), a
+        """Take the outcome: a Result (execute, COPY), a list of Results whose values are str or None (script), a
         PreparedStatement (prepare), a command tag (command) or None (connect, close).
 
         Raises the request's own error, each time; InterfaceError while it is not done, or where it was abandoned.
@@ -334,6 +347,26 @@ class Operation(Generic[_T_co]):
     @property
     def connection(self) -> Connection | Session | None:
         """What it was started on; None once that is gone."""
+    @property
+    def feeds(self) -> bool:
+        """Of start_copy_in(): whether data may be fed now."""
+    @property
+    def stopped(self) -> bool:
+        """Of start_copy_in(): the server has ended it, or never began it. The outcome will say why."""
+    @property
+    def copied(self) -> int:
+        """Bytes of COPY data that were fed, or have come."""
+    def feed(self, data: Buffer, /) -> bool:
+        """Of start_copy_in(): data, cut anywhere; it is copied. False: no more before it has stirred, or `stopped`.
+
+        Raises InterfaceError before the COPY has begun (it stirs then), and once it was ended here.
+        """
+    def finish_feed(self) -> None:
+        """Of start_copy_in(): all has been fed."""
+    def fail_feed(self, reason: str, /) -> None:
+        """Of start_copy_in(): nothing is to be copied. The outcome is the server's QueryCanceled, with `reason`."""
+    def take_data(self) -> bytes:
+        """Of start_copy_out(): what has come and was not taken, also when it is done; b"" where there is nothing."""
 
 @final
 class Cancel:
@@ -422,6 +455,13 @@ class _Driver:
 
         Its result has all rows, and their number together. Without rows nothing is sent.
         """
+    def start_copy_in(self, sql: str, query: str = "", /) -> Operation[Result]:
+        """COPY ... FROM STDIN, a channel: it stirs when it may be fed, see Operation.feed(). Abandoned, it fails.
+
+        `query` is described in the same flight. Raises InterfaceError for an sql that does not begin with COPY.
+        """
+    def start_copy_out(self, sql: str, query: str = "", /) -> Operation[Result]:
+        """COPY ... TO STDOUT, a channel: it stirs when there is something to take, see Operation.take_data()."""
     def start_close(self) -> Operation[None]:
         """Serve what was accepted, then send Terminate and wait for the end. Those who ask again get the same one."""
     def next_completed(self) -> Operation | None:
@@ -580,6 +620,34 @@ class Session(_Driver):
     @property
     def ended(self) -> bool: ...
 
+class _RecordEncoder:
+    """An iterator of slices of COPY's binary format, over records; or they are added one by one."""
+
+    def __new__(
+        cls, records: Iterable[Any] | None, names: tuple[str, ...], oids: tuple[int, ...], types: tuple[str, ...], /
+    ) -> Self: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> bytes: ...
+    def add(self, record: Any, /) -> bool:
+        """Whether a slice is full."""
+    def take(self) -> bytes: ...
+    def finish(self) -> bytes:
+        """The rest, with the trailer."""
+    @property
+    def count(self) -> int: ...
+
+class _RecordDecoder:
+    """The Records of a start_copy_out() in the binary format whose query was described."""
+
+    def __new__(cls, operation: Operation[Any], /) -> Self: ...
+    def take(self) -> list[Record]:
+        """Some of those that have come; [] where none is whole. DataError where the data is wrong."""
+    def finish(self) -> None:
+        """DataError where the end has not come."""
+    @property
+    def count(self) -> int: ...
+
+def _binary(type_oid: int, /) -> bool: ...
 def _record(names: tuple[str, ...], values: tuple[Any, ...], /) -> Record: ...
 def _encode(type_oid: int, value: object, /) -> bytes | None: ...
 def _decode(type_oid: int, data: bytes, /) -> Any: ...

@@ -23,7 +23,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from pgpoll import _batches, _copying, _two_phase, conninfo
-from pgpoll._copying import BlockingCopyOut
+from pgpoll._copy_out import BlockingCopyOut
 from pgpoll._facts import Facts
 from pgpoll._flows import Flow, finish, leave, start, started
 from pgpoll._listening import LEFT, NEW, Listens, Notification

@@ -59,10 +59,10 @@ PyMODINIT_FUNC PyInit_core() {
   if (!module) return nullptr;
   py::watch_forks();
   if (!add_constants(module.get()) || !add_errors(module.get()) || py::register_types(module.get()) < 0 ||
-      py::register_operation(module.get()) < 0 || py::register_copying(module.get()) < 0 ||
-      py::register_prepared(module.get()) < 0 || py::register_waiter(module.get()) < 0 ||
-      py::register_connection(module.get()) < 0 || py::register_cancel(module.get()) < 0 ||
-      py::register_session(module.get()) < 0)
+      py::register_operation(module.get()) < 0 || py::register_record_encoder(module.get()) < 0 ||
+      py::register_record_decoder(module.get()) < 0 || py::register_prepared(module.get()) < 0 ||
+      py::register_waiter(module.get()) < 0 || py::register_connection(module.get()) < 0 ||
+      py::register_cancel(module.get()) < 0 || py::register_session(module.get()) < 0)
     return nullptr;
   return module.release();
 }

@@ -2,6 +2,8 @@
 //
 // An iterator of bytes over an iterator of records: one slice a call, so that nothing of Python runs for a row but the
 // iterator's own code. Where records come from an asynchronous iterator they are added one by one, and taken in slices.
+#include <time.h>
+
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -15,6 +17,14 @@ namespace pgpoll::py {
 namespace {
 
 constexpr std::size_t slice = std::size_t{64} << 10;
+constexpr long slice_milliseconds = 20;  // of slow records a slice is smaller: their face looks at the time
+
+// A few nanoseconds to read, some milliseconds fine.
+long milliseconds() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+  return static_cast<long>(now.tv_sec) * 1000 + now.tv_nsec / 1'000'000;
+}
 
 struct record_encoder {
   PyObject_HEAD PyObject* records;  // an iterator; null where they are added
@@ -148,7 +158,7 @@ PyObject* next_slice(PyObject* object) {
     if (self->ended || self->records == nullptr) return nullptr;
     {
       encoder to(self->out);
-      while (to.size() < slice) {
+      for (const auto until = milliseconds() + slice_milliseconds; to.size() < slice && milliseconds() < until;) {
         const auto record = ref::steal(PyIter_Next(self->records));
         if (!record) {
           if (PyErr_Occurred() != nullptr) return nullptr;

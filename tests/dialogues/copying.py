@@ -30,7 +30,7 @@ from script import Run, Script
 BEGUN = "Parse", "Bind", "Execute", "Flush"
 TAKES = parse_complete() + bind_complete() + copy_in_response()
 GIVES = parse_complete() + bind_complete() + copy_out_response()
-CHUNKS = [b"1\n", b"2\n", b"3\n"]
+CHUNKS = [b"1\n", b"2\n"]
 FAILED = error_response("57014", "COPY from stdin failed: KeyError in the client")
 BAD_LINE = error_response("22P02", "invalid input syntax", W="COPY t, line 2, column i")
 

@@ -47,6 +47,12 @@ PyObject* integral(encoder& out, PyObject* value) {
 }
 
 bool integer(encoder& out, PyObject* value, long long least, long long most, long long& number) {
+#if PY_VERSION_HEX >= 0x030C0000
+  if (PyLong_CheckExact(value) && PyUnstable_Long_IsCompact(reinterpret_cast<PyLongObject*>(value))) {
+    number = PyUnstable_Long_CompactValue(reinterpret_cast<PyLongObject*>(value));
+    return (number >= least && number <= most) || out.refuse(out_of_range);
+  }
+#endif
   ref made;
   if (!PyLong_CheckExact(value)) {
     if (PyBool_Check(value)) return out.refuse(no_bool);

@@ -79,6 +79,9 @@ PyObject* decode_text(const char* data, std::size_t size, const codec&) {
 
 bool encode_text(encoder& out, PyObject* value, const codec&) {
   if (!PyUnicode_Check(value)) return out.refuse("pass a str");
+  if (PyUnicode_IS_COMPACT_ASCII(value))
+    return encode_utf8(out, static_cast<const char*>(PyUnicode_DATA(value)),
+                       static_cast<std::size_t>(PyUnicode_GET_LENGTH(value)));
   Py_ssize_t size = 0;
   if (PyUnicode_IS_ASCII(value) || PyUnicode_GET_LENGTH(value) < large) {
     const char* data = PyUnicode_AsUTF8AndSize(value, &size);

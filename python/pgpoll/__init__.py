@@ -40,11 +40,14 @@ from pgpoll.errors import (
 
 if TYPE_CHECKING:
     from pgpoll import conninfo, core, sync
+    from pgpoll._copy_out import CopyOut
     from pgpoll._listening import Notification
     from pgpoll._observing import Notice, RequestRecord
     from pgpoll._values import Interval, RawJson
-    from pgpoll.connection import Batch, BatchItem, Connection, CopyOut, Listener, Transaction, connect
+    from pgpoll.batch import Batch, BatchItem
+    from pgpoll.connection import Connection, Transaction, connect
     from pgpoll.core import Column, Record, Result
+    from pgpoll.listener import Listener
     from pgpoll.statement import Statement
     from pgpoll.stream import Stream
 
@@ -91,13 +94,13 @@ __all__ = [
 
 _MODULES = frozenset(("conninfo", "core", "sync"))
 _HOMES = {
-    "Batch": "connection",
-    "BatchItem": "connection",
+    "Batch": "batch",
+    "BatchItem": "batch",
     "Column": "core",
     "Connection": "connection",
-    "CopyOut": "connection",
+    "CopyOut": "_copy_out",
     "Interval": "_values",
-    "Listener": "connection",
+    "Listener": "listener",
     "Notice": "_observing",
     "Notification": "_listening",
     "RawJson": "_values",

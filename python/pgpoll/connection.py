@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from pgpoll import _batches, _copying, _flows, _loop, _two_phase
 from pgpoll._copy_out import CopyOut
 from pgpoll._facts import Facts
-from pgpoll._listening import LEFT, NEW, Listens, Notification
 from pgpoll._observing import Observers
 from pgpoll._retrying import RETRYABLE, Attempts
 from pgpoll._turns import Block, begin_command, caller
+from pgpoll.batch import Batch
 from pgpoll.core import RESULT, ROW, ROWS, VALUE
+from pgpoll.listener import Listener
 from pgpoll.statement import Statement
 from pgpoll.stream import PREFETCH, Stream
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["Batch", "BatchItem", "Connection", "CopyOut", "Listener", "Transaction", "connect"]
+__all__ = ["Connection", "Transaction", "connect"]
 
 
 class Verbs(Facts):
@@ -454,161 +455,6 @@ class Transaction(Verbs):
     def __repr__(self) -> str:
         block = self._block
         return f"<pgpoll.connection.Transaction entered at {block.where}, {block.state.value}>"
-
-
-class Listener(Listens):
-    """What `Connection.listen` gives: an async context manager, and an async iterator of Notifications.
-
-        async with conn.listen("news", "weather") as notifications:
-            async for each in notifications:
-                print(each.channel, each.payload, each.pid)
-
-    Entering it sends LISTEN, and waits for its answer; leaving it, or dropping it, sends UNLISTEN where no other
-    listener of the connection has the channel. Without `async with` the first iteration enters it. Both are requests
-    outside of any transaction: entering waits for others' transactions, and raises InterfaceError inside of one's own,
-    as waiting for a notification does. Other requests go on meanwhile on the same connection.
-
-    What comes from LISTEN's answer on is kept in order, up to 10,000 notifications. Where more wait, NotificationsLost
-    is raised once in the place of those that were lost, with their number in `.lost`, and the listener goes on after
-    them. Cancelling the wait for a notification loses none, and does not end it. It ends when it is left, and by the
-    connection's end: then with the server's error, or ConnectionLost, after what had come.
-
-    The server delivers nothing within a transaction, so a transaction, stream, COPY or batch on the connection delays
-    what is sent meanwhile to its end. What was done by hand goes unnoticed: after UNLISTEN, or DISCARD ALL, nothing
-    comes any more.
-    """
-
-    __slots__ = ()
-
-    async def next(self, *, timeout: float | None = None) -> Notification | None:
-        """The next notification; None where none has come within so many seconds, or after it has been left."""
-        driver, box = self._parent._driver, self._box
-        until = None if timeout is None else driver.loop.time() + timeout
-        while True:
-            if box.state is NEW:
-                await driver.run(self._enter(), timeout if self._timeout is None else self._timeout)
-            if (found := self._at_hand()) is not None or box.state is LEFT:
-                return found
-            left = None if until is None else until - driver.loop.time()
-            if left is not None and left <= 0:
-                return None
-            await driver.hear(box, left)
-
-    async def __aenter__(self) -> Listener:
-        await self._parent._driver.run(self._enter(), self._timeout)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._parent._driver.dismiss(self._box, at_once=True)
-
-    def __aiter__(self) -> Listener:
-        return self
-
-    async def __anext__(self) -> Notification:
-        if (found := await self.next()) is None:
-            raise StopAsyncIteration
-        return found
-
-    def __del__(self) -> None:
-        box = getattr(self, "_box", None)  # unset where __init__ failed
-        if box is not None and box.state is not NEW and box.state is not LEFT:
-            self._parent._driver.dismiss(box, at_once=False)
-
-
-class BatchItem(_batches.BatchItem[T]):
-    """One request of a Batch. Await it, once the block has been left: what the verb gives, or its error.
-
-    While the block is open that raises InterfaceError. `number` is its place in the batch, counted from 0.
-    """
-
-    __slots__ = ()
-
-    def __await__(self) -> Generator[Any, None, T]:
-        yield from ()  # it is there already
-        return self.result()
-
-
-class Batch(_batches.Batch):
-    """Many requests under one Sync: the handle that `async with conn.batch() as batch` gives.
-
-        async with conn.batch() as batch:
-            one = batch.execute("insert into t values ($1)", 1)
-            total = batch.fetchval("select count(*) from t")
-        print(await total)
-
-    The verbs are those of the connection, without await and without a timeout: each gives a BatchItem. They are sent
-    as they are made, in order, in bounded windows; the server runs them as one transaction. What is wrong with the
-    arguments of a statement that is known raises at once, and leaves the batch as it was.
-
-    Leaving the block waits for the answers, and raises the first error, whose `item` says of which. That item has the
-    same error, those before it BatchRolledBack, those behind it BatchSkipped. Inside of a transaction that is failed
-    then, as by any error: a `transaction()` around the batch keeps what came before. A block that is left by an
-    exception, or cancelled, is broken: nothing of it lasts.
-
-    The connection is the batch's meanwhile: its other requests raise InterfaceError, those of other tasks wait. COPY
-    is refused, and what commits or begins a transaction by hand ends the promise of all or none.
-    """
-
-    __slots__ = ("_driver", "_verbs", "_via", "_where")
-
-    def __init__(self, verbs: Verbs, where: str) -> None:
-        super().__init__()
-        self._verbs: Verbs | None = verbs  # also keeps the connection, until the block is left
-        self._via = verbs._via
-        self._driver = verbs._driver
-        self._where = where
-
-    def execute(self, sql: str, /, *args: Any) -> BatchItem[core.Result]:
-        """See Connection.execute."""
-        return self._add(sql, args, RESULT)
-
-    def fetch(self, sql: str, /, *args: Any) -> BatchItem[list[core.Record]]:
-        """See Connection.fetch."""
-        return self._add(sql, args, ROWS)
-
-    def fetchrow(self, sql: str, /, *args: Any) -> BatchItem[core.Record | None]:
-        """See Connection.fetchrow."""
-        return self._add(sql, args, ROW)
-
-    def fetchval(self, sql: str, /, *args: Any) -> BatchItem[Any]:
-        """See Connection.fetchval."""
-        return self._add(sql, args, VALUE)
-
-    def _add(self, sql: str, args: tuple[Any, ...], want: core.Want[T]) -> BatchItem[T]:
-        self._driver.check_loop()
-        item = BatchItem(self, self._number(sql, args), want)
-        self._driver.flush()
-        return item
-
-    async def __aenter__(self) -> Batch:
-        driver = self._driver
-        driver.check_loop()
-        hold = self._enter(driver.hold("batch", driver.core.start_batch, self._via, self._where))
-        hold.block.owner_name = driver.task_name()
-        self._opened(await driver.run(_flows.started(driver.blocks, hold)))
-        hold.block.carry()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        driver, hold = self._driver, self._hold
-        assert hold is not None
-        hold.block.drop()
-        try:
-            if error is None:
-                await driver.run(_batches.leave(self, driver.blocks, driver.core.flush))
-            else:
-                self._break(error)
-                driver.doom(hold.block)
-        finally:
-            self._verbs = None
-
-    def __del__(self) -> None:
-        if getattr(self, "_state", None) is _batches.OPEN and self._hold is not None:
-            self._driver.doom(self._hold.block)
 
 
 class Connecting(Coroutine[Any, Any, Connection]):

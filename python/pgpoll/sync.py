@@ -20,16 +20,16 @@ import threading
 import warnings
 from functools import partial
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pgpoll import _batches, _copying, _two_phase, conninfo
+from pgpoll._blocking import Batch, BatchItem, Listener, Stream
 from pgpoll._copy_out import BlockingCopyOut
 from pgpoll._facts import Facts
-from pgpoll._flows import Flow, finish, leave, start, started
-from pgpoll._listening import LEFT, NEW, Listens, Notification
+from pgpoll._flows import Flow, finish, leave, start
 from pgpoll._observing import Observers
 from pgpoll._retrying import RETRYABLE, Attempts
-from pgpoll._streams import PREFETCH, Rows
+from pgpoll._streams import PREFETCH
 from pgpoll._threads import Driver, resolved
 from pgpoll._turns import Block, begin_command, caller
 from pgpoll.core import RESULT, ROW, ROWS, VALUE
@@ -45,12 +45,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FLUSHED_ITEMS = 64  # of a batch, that leave together
-
 __all__ = ["Batch", "BatchItem", "Connection", "Listener", "Statement", "Stream", "Transaction", "connect"]
 
 
-class _Verbs(Facts):
+class Verbs(Facts):
     """What a connection and a transaction's handle have in common: the requests."""
 
     __slots__ = ("_driver", "_via")
@@ -184,7 +182,7 @@ class _Verbs(Facts):
         return self._driver.request(start, self._via, timeout, sql, opens=True)
 
 
-class Connection(_Verbs):
+class Connection(Verbs):
     """A blocking connection to a PostgreSQL server, made by `pgpoll.sync.connect`. May be shared by threads.
 
     A context manager: leaving it closes the connection; by an exception, without serving what is still waiting.
@@ -268,7 +266,7 @@ class Connection(_Verbs):
         self._driver.terminate()
 
 
-class Transaction(_Verbs):
+class Transaction(Verbs):
     """One transaction, or savepoint, of a blocking connection. See pgpoll.Transaction.
 
     Inside of it are the thread that entered it, and whatever is made through this handle.
@@ -276,7 +274,7 @@ class Transaction(_Verbs):
 
     __slots__ = ("_block", "_parent")
 
-    def __init__(self, parent: _Verbs, block: Block) -> None:
+    def __init__(self, parent: Verbs, block: Block) -> None:
         super().__init__(parent._driver, block)
         self._parent = parent  # also keeps the connection
         self._block = block
@@ -327,126 +325,12 @@ def _owner_name() -> str:
     return f"thread {threading.current_thread().name!r}"
 
 
-class Listener(Listens):
-    """What `Connection.listen` gives: a context manager, and an iterator of Notifications. See pgpoll.Listener.
-
-        with conn.listen("news") as notifications:
-            for each in notifications:
-                print(each.channel, each.payload, each.pid)
-
-    Iterating waits without end; `next(timeout=)` for a time. While one thread waits others may use the connection, and
-    what comes meanwhile is told at once. Where none waits and none uses it, what the server sends waits in the socket.
-    """
-
-    __slots__ = ()
-
-    def next(self, *, timeout: float | None = None) -> Notification | None:
-        """The next notification; None where none has come within so many seconds, or after it has been left."""
-        driver, box = self._parent._driver, self._box
-        deadline = None if timeout is None else monotonic() + timeout
-        looked = False
-        while True:
-            if box.state is NEW:
-                driver.run(self._enter(), timeout if self._timeout is None else self._timeout)
-            if (found := self._at_hand()) is not None or box.state is LEFT:
-                return found
-            if looked and deadline is not None and deadline <= monotonic():
-                return None
-            driver.hear(box, deadline)
-            looked = True
-
-    def __enter__(self) -> Listener:
-        self._parent._driver.run(self._enter(), self._timeout)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._parent._driver.dismiss(self._box)
-
-    def __iter__(self) -> Listener:
-        return self
-
-    def __next__(self) -> Notification:
-        if (found := self.next()) is None:
-            raise StopIteration
-        return found
-
-    def __del__(self) -> None:
-        box = getattr(self, "_box", None)  # unset where __init__ failed
-        if box is not None and box.state is not NEW and box.state is not LEFT:
-            self._parent._driver.dismiss(box)
-
-
-BatchItem = _batches.BatchItem
-
-
-class Batch(_batches.Batch):
-    """Many requests under one Sync, on a blocking connection. See pgpoll.Batch; items have `result()`."""
-
-    __slots__ = ("_driver", "_verbs", "_via", "_where")
-
-    def __init__(self, verbs: _Verbs, where: str) -> None:
-        super().__init__()
-        self._verbs: _Verbs | None = verbs  # also keeps the connection, until the block is left
-        self._via = verbs._via
-        self._driver = verbs._driver
-        self._where = where
-
-    def execute(self, sql: str, /, *args: Any) -> BatchItem[core.Result]:
-        """See pgpoll.Connection.execute."""
-        return self._add(sql, args, RESULT)
-
-    def fetch(self, sql: str, /, *args: Any) -> BatchItem[list[core.Record]]:
-        """See pgpoll.Connection.fetch."""
-        return self._add(sql, args, ROWS)
-
-    def fetchrow(self, sql: str, /, *args: Any) -> BatchItem[core.Record | None]:
-        """See pgpoll.Connection.fetchrow."""
-        return self._add(sql, args, ROW)
-
-    def fetchval(self, sql: str, /, *args: Any) -> BatchItem[Any]:
-        """See pgpoll.Connection.fetchval."""
-        return self._add(sql, args, VALUE)
-
-    def _add(self, sql: str, args: tuple[Any, ...], want: core.Want[T]) -> BatchItem[T]:
-        number = self._driver.call(partial(self._number, sql, args))
-        if number % FLUSHED_ITEMS == FLUSHED_ITEMS - 1:
-            self._driver.call(self._driver.core.flush)
-        return BatchItem(self, number, want)
-
-    def __enter__(self) -> Batch:
-        driver = self._driver
-        hold = self._enter(driver.hold("batch", driver.core.start_batch, self._via, self._where))
-        hold.block.owner_name = f"thread {threading.current_thread().name!r}"
-        self._opened(driver.run(started(driver.blocks, hold)))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        driver, hold = self._driver, self._hold
-        assert hold is not None
-        try:
-            if error is None:
-                driver.run(_batches.leave(self, driver.blocks, driver.core.flush))
-            else:
-                self._break(error)
-                driver.doom(hold.block)
-        finally:
-            self._verbs = None
-
-    def __del__(self) -> None:
-        if getattr(self, "_state", None) is _batches.OPEN and self._hold is not None:
-            self._driver.doom(self._hold.block)
-
-
 class Statement(Described[R]):
     """A prepared statement of a blocking connection. See pgpoll.Statement."""
 
     __slots__ = ("_verbs",)
 
-    def __init__(self, verbs: _Verbs, prepared: core.PreparedStatement) -> None:
+    def __init__(self, verbs: Verbs, prepared: core.PreparedStatement) -> None:
         super().__init__(prepared)
         self._verbs = verbs
 
@@ -479,67 +363,6 @@ class Statement(Described[R]):
     def stream(self, *args: Any, prefetch: int | None = PREFETCH, timeout: float | None = None) -> Stream[R]:
         """See pgpoll.Connection.stream."""
         return Stream(self._verbs, self._prepared, args, prefetch, timeout, caller())
-
-
-class Stream(Rows[R]):
-    """The rows of one statement as they come: an iterator and a context manager. See pgpoll.Stream.
-
-    To be used by one thread at a time.
-    """
-
-    __slots__ = ()
-
-    def __iter__(self) -> Stream[R]:
-        return self
-
-    def __next__(self) -> R:
-        for row in self._chunk:
-            return row
-        rows = self._at_hand(False) or self._run(self._more(False))
-        if not rows:
-            raise StopIteration
-        self._chunk = iter(rows)
-        return next(self._chunk)
-
-    def batches(self) -> Batches[R]:
-        """An iterator of lists of records: all that have come, each time. See pgpoll.Stream.batches."""
-        return Batches(self)
-
-    def close(self) -> None:
-        """See pgpoll.Stream.aclose."""
-        self._shut()
-
-    def __enter__(self) -> Stream[R]:
-        self._run(self._begin())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._shut()
-
-    def _run(self, flow: Flow[T]) -> T:
-        result: T = self._verbs._driver.run(flow, self._timeout)
-        return result
-
-
-class Batches(Generic[R]):
-    """The rows of a stream in lists, as they come. See pgpoll.Stream.batches."""
-
-    __slots__ = ("_stream",)
-
-    def __init__(self, stream: Stream[R]) -> None:
-        self._stream = stream
-
-    def __iter__(self) -> Batches[R]:
-        return self
-
-    def __next__(self) -> list[R]:
-        stream = self._stream
-        rows = list(stream._chunk) or stream._at_hand(True) or stream._run(stream._more(True))
-        if not rows:
-            raise StopIteration
-        return rows
 
 
 def connect(

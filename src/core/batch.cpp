@@ -161,6 +161,14 @@ void session::refuse_item(operation& op, failure_ptr error) {
 
 // ---- writing
 
+void session::go_on(operation& op) {
+  if (op.exchange != nullptr && writer_ == op.exchange) guarded([&] { write_items(*op.exchange); });
+}
+
+void session::break_off(exchange_promise& p) {
+  guarded([&] { break_batch(p); });
+}
+
 bool session::may_write_items(const exchange_promise& p) const {
   const auto& items = *p.op->batch;
   if (items.describing || items.asking) return false;

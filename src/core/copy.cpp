@@ -40,6 +40,20 @@ void check_copy_response(wire::message got) {
 
 }  // namespace
 
+operation_ptr session::start_copy_in(std::string sql, std::string query) {
+  auto op = admit(operation::kind::copy_in);
+  op->sql = std::move(sql);
+  op->query = std::move(query);
+  return op->done() ? op : begin(op, copy_in(op));
+}
+
+operation_ptr session::start_copy_out(std::string sql, std::string query) {
+  auto op = admit(operation::kind::copy_out);
+  op->sql = std::move(sql);
+  op->query = std::move(query);
+  return op->done() ? op : begin(op, copy_out(op));
+}
+
 exchange session::copy_in(operation_ptr op) {
   co_await write_turn();
   const auto answer = co_await copy_response(*op);

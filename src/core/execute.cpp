@@ -20,10 +20,7 @@ const std::string no_arguments("\0\0\0\0", 4);
 // holds here: nothing that could have begun or ended one is unanswered.
 bool session::write_preamble(exchange_promise& p) {
   if (p.outermost && transaction_status_ != 'I') {
-    auto refusal = std::make_shared<failure>();
-    refusal->kind = failure::kind::misuse;
-    refusal->message = "a transaction was begun by hand: end it first";
-    fail_later(p, refusal);
+    fail_later(p, make_failure(failure::kind::misuse, "a transaction was begun by hand: end it first"));
     return false;
   }
   for (const auto& each : p.preamble)
@@ -291,16 +288,13 @@ step<bool> session::refuse_copy(wire::message response, const char* why) {
   const bool in = response.type == backend::copy_in_response;
   const bool over = response.type == backend::command_complete;
   if (!in && !over) expect(response, backend::copy_out_response);
-  auto refusal = std::make_shared<failure>();
-  refusal->kind = failure::kind::misuse;
-  refusal->message = why;
-  fail_later(*running_, refusal);
+  fail_later(*running_, make_failure(failure::kind::misuse, why));
   if (over) {
     command_tag(response);
     co_return true;
   }
   if (in) {
-    out().copy_fail(refusal->message);
+    out().copy_fail(why);
     sync(*running_);
     expect(co_await next_message(), backend::error_response);  // never comes here: it ends the exchange
   }

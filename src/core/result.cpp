@@ -5,6 +5,11 @@
 
 namespace pgpoll::core {
 
+failure_ptr make_failure(enum failure::kind kind, std::string message, std::shared_ptr<const server_message> server,
+                         failure_ptr cause) {
+  return std::make_shared<const failure>(failure{kind, std::move(message), std::move(server), std::move(cause)});
+}
+
 void row_store::append(const char* run, std::size_t size) {
   constexpr std::size_t largest = std::size_t{1} << 20;
   if (chunks_.empty() || chunks_.back().capacity - chunks_.back().used < size) {

@@ -166,6 +166,9 @@ struct failure {
 };
 using failure_ptr = std::shared_ptr<const failure>;
 
+failure_ptr make_failure(enum failure::kind kind, std::string message,
+                         std::shared_ptr<const server_message> server = nullptr, failure_ptr cause = nullptr);
+
 // One request as its caller sees it. It outlives its exchange.
 struct exchange_promise;
 struct batch_state;

@@ -13,21 +13,7 @@ namespace {
 
 // Before the server has proved who it is, nothing needs to be long.
 constexpr std::size_t unauthenticated_limit = 64 * 1024;
-constexpr std::size_t max_error_text = 64 * 1024;
-constexpr std::size_t max_parameters = 1000;
-constexpr std::size_t max_parameter_bytes = std::size_t{1} << 20;
-constexpr std::size_t max_notices = 10'000;  // kept until the face takes them; what comes past either is dropped
-constexpr std::size_t max_notice_bytes = std::size_t{1} << 20;
-constexpr std::size_t max_notifications = 10'000;  // likewise
-constexpr std::size_t max_notification_bytes = std::size_t{8} << 20;
-constexpr std::size_t max_lossy_channels = 100;  // that are told apart
-constexpr std::size_t max_startup_messages = 1000;
 constexpr std::size_t max_descriptions = 1000;  // where statements are not kept
-
-failure_ptr failure_of(enum failure::kind kind, std::string message,
-                       std::shared_ptr<const server_message> server = nullptr, failure_ptr cause = nullptr) {
-  return std::make_shared<const failure>(failure{kind, std::move(message), std::move(server), std::move(cause)});
-}
 
 }  // namespace
 
@@ -35,7 +21,7 @@ session::session(settings options)
     : settings_(std::move(options)),
       cache_(settings_.statement_cache_size != 0 ? settings_.statement_cache_size : max_descriptions,
              settings_.statement_cache_bytes),
-      out_of_memory_(failure_of(failure::kind::lost, "connection lost: out of memory")) {
+      out_of_memory_(make_failure(failure::kind::lost, "connection lost: out of memory")) {
   inbound_.limit(unauthenticated_limit);
 }
 
@@ -53,8 +39,8 @@ operation_ptr session::admit(enum operation::kind kind, preamble* first) {
   if (accepting() && (state_ == state::fresh) == opens_it) return op;
   op->state = operation::state::failed;
   op->error = state_ == state::ended && why_ended_
-                  ? failure_of(failure::kind::lost, "connection lost", nullptr, why_ended_)
-                  : failure_of(failure::kind::closed, "closed");
+                  ? make_failure(failure::kind::lost, "connection lost", nullptr, why_ended_)
+                  : make_failure(failure::kind::closed, "closed");
   completed_.push_back(op);
   if (first != nullptr) {
     for (auto& each : first->commands) {
@@ -112,20 +98,6 @@ operation_ptr session::start_command(std::string sql, preamble first) {
   auto op = admit(operation::kind::command, &first);
   op->sql = std::move(sql);
   return op->done() ? op : begin(op, command(op), std::move(first));
-}
-
-operation_ptr session::start_copy_in(std::string sql, std::string query) {
-  auto op = admit(operation::kind::copy_in);
-  op->sql = std::move(sql);
-  op->query = std::move(query);
-  return op->done() ? op : begin(op, copy_in(op));
-}
-
-operation_ptr session::start_copy_out(std::string sql, std::string query) {
-  auto op = admit(operation::kind::copy_out);
-  op->sql = std::move(sql);
-  op->query = std::move(query);
-  return op->done() ? op : begin(op, copy_out(op));
 }
 
 operation_ptr session::start_cancel(cancel_key key) {
@@ -186,14 +158,6 @@ void session::abandon(operation& op) {
   }
 }
 
-void session::go_on(operation& op) {
-  if (op.exchange != nullptr && writer_ == op.exchange) guarded([&] { write_items(*op.exchange); });
-}
-
-void session::break_off(exchange_promise& p) {
-  guarded([&] { break_batch(p); });
-}
-
 statement_ptr session::find_statement(std::string_view sql) {
   return cache_.find(sql);
 }
@@ -215,7 +179,7 @@ void session::supply(operation& op, std::string arguments) {
 }
 
 void session::refuse(operation& op) {
-  auto refusal = failure_of(failure::kind::refused, "the arguments could not be encoded");
+  auto refusal = make_failure(failure::kind::refused, "the arguments could not be encoded");
   if (op.batch) return refuse_item(op, std::move(refusal));
   if (op.exchange == nullptr || op.exchange->wait != waiting::arguments) return;
   fail_later(*op.exchange, std::move(refusal));
@@ -329,7 +293,7 @@ void session::fail(failure why) noexcept {
 // What everybody is told; where there is no memory to say it, that.
 failure_ptr session::ending(enum failure::kind kind, const char* text, failure_ptr cause) const noexcept {
   try {
-    return failure_of(kind, text, nullptr, std::move(cause));
+    return make_failure(kind, text, nullptr, std::move(cause));
   } catch (const std::bad_alloc&) {
     return out_of_memory_;
   }
@@ -362,437 +326,6 @@ void session::end_by_peer() {
                          ? "connection lost: the server closed it during start-up"
                          : "connection lost: the server closed it unexpectedly";
   fail(failure{failure::kind::lost, text, nullptr, nullptr});
-}
-
-// ---- the pump
-
-// What the work of guarded() has thrown.
-void session::fail_for_thrown() {
-  try {
-    throw;
-  } catch (const wire::protocol_violation& violation) {
-    fail_all(ending(failure::kind::protocol, violation.what()));
-  } catch (const authentication_error& error) {
-    fail_all(ending(failure::kind::authentication, error.what()));
-  } catch (...) {  // out of memory: what was half written can't be taken back
-    fail_all(out_of_memory_);
-    throw;
-  }
-}
-
-void session::run(exchange_promise& p) {
-  running_ = &p;
-  p.wait = waiting::nothing;
-  p.resume_point.resume();
-  running_ = nullptr;
-  if (!p.handle().done()) return;
-  if (p.thrown) {
-    const auto thrown = p.thrown;
-    if (!p.in_replies && writer_ != &p) finish(p, operation::state::failed, out_of_memory_);
-    std::rethrow_exception(thrown);
-  }
-  finish(p, p.error ? operation::state::failed : operation::state::succeeded, p.error);
-}
-
-void session::pump() {
-  if (state_ == state::ended) return;
-  may_compute_ = true;
-  guarded([this] {
-    bool progress = true;
-    while (progress && state_ != state::ended) {
-      progress = read_replies();
-      progress |= state_ != state::ended && grant_writers();
-    }
-    if (eof_ && state_ != state::ended) end_by_peer();
-  });
-}
-
-void session::eof() {
-  eof_ = true;
-}
-
-void session::sent(std::size_t size) {
-  outbound_.sent(size);
-  if (writer_ != nullptr && writer_->op->crowded) make_room();
-}
-
-bool session::wants_pump() const {
-  if (state_ == state::ended) return false;
-  if (computing_ || may_drain()) return true;
-  if (writer_ != nullptr && writer_->wait == waiting::credit) return has_credit(*writer_);
-  if (writer_ != nullptr && writer_->op->batch) return wants_items(*writer_);
-  if (writer_ != nullptr) return writer_->answered && cancelling_ == cancelling::no;
-  return !writing_.empty() && may_write(*writing_.front());
-}
-
-bool session::read_replies() {
-  bool any = false;
-  while (state_ != state::ended) {
-    if (replies_.empty()) {
-      wire::message got;
-      if (!next(got)) break;
-      unasked(got);
-    } else if (!advance_head()) {
-      break;
-    }
-    any = true;
-  }
-  return any;
-}
-
-// Goes on with the exchange whose reply is arriving; false where it must wait.
-bool session::advance_head() {
-  auto& p = *replies_.front();
-  if (fatal_) return fail_all(p.error), true;  // the server ends the connection; its end of file adds nothing
-  if (p.draining) return drain();
-  switch (p.wait) {
-    case waiting::reply_turn:
-      run(p);
-      return true;
-    case waiting::message:
-      if (pull()) return run(p), true;
-      return p.draining;
-    case waiting::rows:
-      if (pull_rows()) return run(p), true;
-      return false;
-    case waiting::arguments:
-      if (!p.op->abandoned && (!p.answered || cancelling_ == cancelling::socket_open)) return false;
-      p.answered = false;
-      run(p);
-      return true;
-    case waiting::credit:
-      if (has_credit(p)) return run(p), true;
-      if (pull()) throw wire::protocol_violation(wire::name_of(message_.type) + ": nothing was asked, at byte 0");
-      return p.draining;
-    case waiting::items:
-      if (!run_due(p)) return interrupted(p);
-      run(p);
-      return true;
-    case waiting::computing:
-      if (!may_compute_) return false;
-      may_compute_ = computing_ = false;
-      run(p);
-      return true;
-    default: {  // the end of the stream: what the server still says is of no interest
-      wire::message ignored;
-      while (next(ignored)) continue;
-      return false;
-    }
-  }
-}
-
-// What begins a transaction waits for all that may have begun one by hand.
-bool session::may_write(const exchange_promise& p) const {
-  if (cancelling_ != cancelling::no) return false;
-  if (replies_.size() >= settings_.max_pipeline || outbound_.size() >= settings_.max_unsent) return false;
-  if (p.outermost &&
-      !std::all_of(replies_.begin(), replies_.end(), [](const auto* each) { return leaves_as_it_was(*each); }))
-    return false;
-  return replies_.empty() || !replies_.front()->op->abandoned;
-}
-
-bool session::grant_writers() {
-  bool any = false;
-  while (state_ != state::ended) {
-    if (may_drain()) {
-      // Whoever holds the writer has written nothing yet, so the drain goes in front, without a turn.
-      auto op = std::make_shared<operation>();
-      op->kind = operation::kind::drain;
-      op->abandoned = true;
-      cancelling_ = cancelling::draining;
-      begin(op, drain_stray_cancel(op));
-    } else if (writer_ != nullptr && writer_->op->batch) {
-      if (!write_items(*writer_)) break;
-    } else if (writer_ != nullptr) {
-      auto& p = *writer_;
-      if (p.in_replies || p.wait != waiting::arguments || !p.answered || cancelling_ != cancelling::no) break;
-      p.answered = false;
-      run(p);
-    } else if (!writing_.empty() && may_write(*writing_.front())) {
-      auto& p = *writing_.front();
-      writing_.pop_front();
-      writer_ = &p;
-      run(p);
-    } else {
-      break;
-    }
-    any = true;
-  }
-  return any;
-}
-
-bool session::next(wire::message& got) {
-  while (inbound_.next(got)) {
-    if (!authenticated_ && ++startup_messages_ > max_startup_messages)
-      throw wire::protocol_violation(wire::name_of(got.type) +
-                                     ": more than 1,000 messages before authentication, at byte 0");
-    if (asynchronous(got)) continue;
-    if (!replies_.empty()) replies_.front()->current().reply_bytes += wire::header_size + got.body.size();
-    return true;
-  }
-  return false;
-}
-
-bool session::pull() {
-  auto& p = *replies_.front();
-  if (p.draining || !next(message_)) return false;
-  if (message_.type != backend::error_response) return true;
-  server_error(p, message_);
-  return false;
-}
-
-bool session::pull_rows() {
-  auto& p = *replies_.front();
-  const auto& columns = p.sink->columns;
-  for (;;) {
-    const auto type = inbound_.peek_type();
-    if (!type) return false;
-    switch (*type) {
-      case backend::data_row: {
-        if (!columns) throw wire::protocol_violation("DataRow: without a RowDescription at byte 0");
-        const auto run_of_rows = inbound_.take_rows(columns->columns.size());
-        if (run_of_rows.empty()) return false;
-        p.rows_came = true;
-        p.op->reply_bytes += run_of_rows.size();
-        if (p.op->abandoned) break;
-        const auto before = p.sink->rows.size();
-        p.sink->rows.append(run_of_rows.data(), run_of_rows.size());
-        if (p.op->portal) count_rows(p, before);
-        break;
-      }
-      case backend::notice_response:
-      case backend::notification_response:
-      case backend::parameter_status: {
-        wire::message got;
-        if (!inbound_.next(got)) return false;
-        asynchronous(got);
-        break;
-      }
-      default:
-        return true;
-    }
-  }
-}
-
-bool session::drain() {
-  auto& p = *replies_.front();
-  wire::message got;
-  while (next(got)) {
-    if (got.type == backend::error_response) {
-      server_error(p, got);
-      if (fatal_) return true;
-    } else if (got.type == backend::ready_for_query) {
-      ready_for_query(got);
-      if (p.op->batch) p.op->batch->settled = true;
-      if (may_run_again(p))
-        run_again(p);
-      else
-        finish(p, operation::state::failed, p.error);
-      return true;
-    } else {
-      throw wire::protocol_violation(wire::name_of(got.type) + ": after an ErrorResponse, at byte 0");
-    }
-  }
-  return false;
-}
-
-// ---- messages
-
-// An ErrorResponse for the head. It may be running: only notes are taken here, its frame goes at ReadyForQuery.
-void session::server_error(exchange_promise& p, const wire::message& got) {
-  auto fields = fields_of(got);
-  const bool ends = fields->fatal() || p.op->kind == operation::kind::connect;
-  const bool first = p.op->batch && !p.draining && blame_item(p);
-  if (!p.error || ends || first) p.error = failure_of(failure::kind::server, std::string(fields->field('M')), fields);
-  p.draining = true;
-  if (p.op->feeds()) stop_feed(*p.op);
-  note_dropped(p, *fields);
-  if (ends) {
-    fatal_ = std::move(fields);
-  } else if (!p.synced) {
-    out().sync();
-    p.synced = true;
-    if (!again_helps(p)) release_writer(p);  // else nobody writes behind it, so that it may run again
-  }
-}
-
-// A message while no reply is due: the server may say why it ends the connection, nothing else.
-void session::unasked(const wire::message& got) {
-  if (got.type != backend::error_response)
-    throw wire::protocol_violation(wire::name_of(got.type) + ": nothing was asked, at byte 0");
-  auto fields = fields_of(got);
-  if (!fields->fatal()) throw wire::protocol_violation("ErrorResponse: nothing was asked, at byte 0");
-  auto text = std::string(fields->field('M'));
-  fail(failure{failure::kind::server, std::move(text), std::move(fields), nullptr});
-}
-
-bool session::asynchronous(const wire::message& got) {
-  switch (got.type) {
-    case backend::notice_response:
-      if (authenticated_) keep_notice(got);
-      return true;
-    case backend::notification_response:
-      keep_notification(got);
-      return true;
-    case backend::parameter_status:
-      parameter_status(got);
-      return true;
-    default:
-      return false;
-  }
-}
-
-void session::keep_notice(const wire::message& got) {
-  if (notices_.size() >= max_notices || notice_bytes_ + got.body.size() > max_notice_bytes) {
-    ++notices_dropped_;
-    return;
-  }
-  notices_.push_back({fields_of(got), got.body.size()});
-  notice_bytes_ += got.body.size();
-  ++notices_kept_;
-}
-
-std::optional<notice> session::next_notice() {
-  if (notices_.empty()) return std::nullopt;
-  auto oldest = std::move(notices_.front());
-  notices_.pop_front();
-  notice_bytes_ -= oldest.size;
-  return oldest;
-}
-
-void session::keep_notification(const wire::message& got) {
-  auto body = got.read("NotificationResponse");
-  const auto pid = body.int32();
-  const auto channel = body.string();
-  const auto payload = body.string();
-  body.end();
-  if (!keeps_notifications_) return;
-  ++notifications_kept_;
-  if (notifications_.size() >= max_notifications || notification_bytes_ + got.body.size() > max_notification_bytes)
-    return note_lost(channel);
-  notifications_.push_back({std::string(channel), std::string(payload), pid, 0, got.body.size()});
-  notification_bytes_ += got.body.size();
-}
-
-// At the end of what is kept, once for each channel; where those are too many, once for all.
-void session::note_lost(std::string_view channel) {
-  std::size_t told = 0;
-  for (auto each = notifications_.rbegin(); each != notifications_.rend() && each->lost != 0; ++each, ++told)
-    if (each->channel == channel || each->channel.empty()) return void(++each->lost);
-  notifications_.push_back({std::string(told < max_lossy_channels ? channel : ""), {}, 0, 1, 0});
-}
-
-void session::keep_notifications(bool keep) {
-  keeps_notifications_ = keep;
-  if (keep) return;
-  notifications_.clear();
-  notification_bytes_ = 0;
-}
-
-std::optional<notification> session::next_notification() {
-  if (notifications_.empty()) return std::nullopt;
-  auto oldest = std::move(notifications_.front());
-  notifications_.pop_front();
-  notification_bytes_ -= oldest.size;
-  return oldest;
-}
-
-void session::parameter_status(const wire::message& got) {
-  auto body = got.read("ParameterStatus");
-  const auto name = body.string();
-  const auto value = body.string();
-  body.end();
-  if (name == "client_encoding" && value != "UTF8")
-    body.fail("client_encoding became " + std::string(value) + "; only UTF8 is spoken here,");
-  if (name == "integer_datetimes" && value != "on")
-    body.fail("integer_datetimes is off; such servers are not supported,");
-  auto found = parameters_.find(name);
-  if (found == parameters_.end()) {
-    parameter_bytes_ += name.size();
-    found = parameters_.emplace(std::string(name), std::string()).first;
-  }
-  parameter_bytes_ += value.size();
-  parameter_bytes_ -= found->second.size();
-  found->second.assign(value);
-  if (parameters_.size() > max_parameters || parameter_bytes_ > max_parameter_bytes)
-    body.fail("more than 1,000 parameters or 1 MiB of them");
-}
-
-std::shared_ptr<const server_message> session::fields_of(const wire::message& got) const {
-  auto fields = std::make_shared<server_message>();
-  auto body = got.read(got.type == backend::error_response ? "ErrorResponse" : "NoticeResponse");
-  while (body.left() > 0) {
-    const auto code = static_cast<char>(body.uint8());
-    if (code == '\0') break;
-    fields->fields.emplace_back(
-        code, body.string_or_rest().substr(0, max_error_text));  // errors are told, well-formed or not
-  }
-  return fields;
-}
-
-wire::message session::expect(wire::message got, backend wanted) {
-  if (got.type != wanted)
-    throw wire::protocol_violation(wire::name_of(got.type) + ": " + wire::name_of(wanted) + " was expected, at byte 0");
-  if ((wanted == backend::bind_complete || wanted == backend::parse_complete || wanted == backend::close_complete ||
-       wanted == backend::copy_done || wanted == backend::portal_suspended) &&
-      !got.body.empty())
-    throw wire::protocol_violation(wire::name_of(got.type) + ": a body where none belongs, at byte 0");
-  return got;
-}
-
-void session::ready_for_query(wire::message got) {
-  auto body = expect(got, backend::ready_for_query).read("ReadyForQuery");
-  const auto status = static_cast<char>(body.uint8());
-  if (status != 'I' && status != 'T' && status != 'E') body.fail("an unknown transaction status");
-  body.end();
-  transaction_status_ = status;
-}
-
-std::string session::command_tag(wire::message got) {
-  auto body = got.read("CommandComplete");
-  auto tag = std::string(body.string());
-  body.end();
-  if (tag == "DISCARD ALL" || tag == "DEALLOCATE ALL") cache_.forget();
-  return tag;
-}
-
-columns_ptr session::row_description_of(wire::message got, formats which) const {
-  auto body = got.read("RowDescription");
-  auto described = std::make_shared<row_description>();
-  const std::size_t count = body.uint16();
-  constexpr std::size_t shortest = 19;  // an empty name and the fixed fields
-  if (body.left() < count * shortest) body.fail("ends too early");
-  described->columns.reserve(count);
-  for (std::size_t i = 0; i < count; ++i) {
-    auto& column = described->columns.emplace_back();
-    column.name = body.string();
-    column.table_oid = body.uint32();
-    column.attribute_number = body.int16();
-    column.type_oid = body.uint32();
-    column.type_size = body.int16();
-    column.typmod = body.int32();
-    const auto format = body.int16();
-    if (format != 0 && !(format == 1 && which == formats::told)) body.fail("a format that was not asked for");
-    const bool binary = settings_.decodes_binary != nullptr && settings_.decodes_binary(column.type_oid);
-    column.format = which == formats::chosen && binary ? std::int16_t{1} : format;
-  }
-  body.end();
-  return described;
-}
-
-void session::sync(exchange_promise& p) {
-  if (p.synced) return;
-  out().sync();
-  p.synced = true;
-  release_writer(p);
-}
-
-void session::release_writer(exchange_promise& p) {
-  if (writer_ == &p) writer_ = nullptr;
-}
-
-void session::fail_later(exchange_promise& p, failure_ptr error) {
-  p.error = std::move(error);
 }
 
 }  // namespace pgpoll::core

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import os
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,26 @@ from pgpoll import conninfo
 
 if pipeline := os.environ.get("PGPOLL_MAX_PIPELINE"):  # the whole suite as with a pooler that can't pipeline
     conninfo.MAX_PIPELINE = int(pipeline)
+
+replays: Counter[str] = Counter()  # of dialogues, in test_session_splits.py
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """One of several processes tells the first one how often it has replayed dialogues."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["replays"] = dict(replays)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    replays.update(getattr(node, "workeroutput", {}).get("replays", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if replays:
+        told = ", ".join(f"{count:,} {what}" for what, count in sorted(replays.items()))
+        terminalreporter.write_line(f"dialogues replayed: {told}; {replays.total():,} in all")
+
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 

@@ -179,7 +179,7 @@ def every_kind() -> list[errors.Error]:
     return [*served, *(getattr(errors, name)("message") for name in OURS)]
 
 
-@pytest.mark.parametrize("error", every_kind(), ids=lambda error: f"{type(error).__name__}-{id(error)}")
+@pytest.mark.parametrize("error", every_kind(), ids=lambda error: type(error).__name__)
 def test_pickle_and_copy(error: errors.Error) -> None:
     error.safe_to_retry = True
     error.add_note("a note")

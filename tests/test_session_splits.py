@@ -1,33 +1,21 @@
 """However a dialogue's bytes arrive its outcome is the same, and wherever it breaks off everybody is told, once.
 
 Every recorded dialogue is replayed whole, merged, byte by byte and in every two-way split; and it is broken off after
-every step, and after every byte, in every way that a connection may end. The counts are printed at the end.
+every step, and after every byte, in every way that a connection may end. How often is printed at the end.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable
 
 import pytest
 
 from backend import error_response, message
+from conftest import replays
 from dialogues import DIALOGUES
 from peers import Memory, options
 from pgpoll import errors
 from script import Act, Run, Send, play
-
-counts: Counter[str] = Counter()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def summary(request: pytest.FixtureRequest) -> Iterator[None]:
-    yield
-    told = ", ".join(f"{count:,} {what}" for what, count in counts.items())
-    capture = request.config.pluginmanager.get_plugin("capturemanager")
-    with capture.global_and_fixture_disabled() if capture is not None else nullcontext():
-        print(f"\n{len(DIALOGUES)} dialogues replayed: {told}; {counts.total():,} in all", flush=True)
 
 
 def outcomes(run: Run) -> tuple[object, ...]:
@@ -42,15 +30,15 @@ def test_any_chunking_has_the_same_outcome(name: str, record_property: Callable[
     whole = play(DIALOGUES[name]())
     expected = outcomes(whole)
     assert isinstance(whole.peer, Memory)
-    counts["whole"] += 1
+    replays["whole"] += 1
     assert outcomes(play(DIALOGUES[name]().merged())) == expected
-    counts["merged"] += 1
+    replays["merged"] += 1
     assert outcomes(play(DIALOGUES[name](), "bytes")) == expected
-    counts["byte by byte"] += 1
+    replays["byte by byte"] += 1
     splits = range(1, whole.peer.offset)
     for cut in splits:
         assert outcomes(play(DIALOGUES[name](), cut)) == expected, f"split at byte {cut}"
-    counts["two-way splits"] += len(splits)
+    replays["two-way splits"] += len(splits)
     record_property("splits", len(splits))
 
 
@@ -109,7 +97,7 @@ def test_broken_off_after_every_step(name: str, how: Callable[[Run], None]) -> N
             continue
         run = Run(Memory(options(**script.changes))).play(script, step)
         break_off(run, how)
-        counts[f"{how.__name__} after a step".replace("_", " ")] += 1
+        replays[f"{how.__name__} after a step".replace("_", " ")] += 1
 
 
 @pytest.mark.parametrize("how", [end_of_file, loss])
@@ -125,7 +113,7 @@ def test_broken_off_after_every_byte(name: str, how: Callable[[Run], None]) -> N
             run.client.receive(data_of(run, again)[:cut])
             run.client.pump()
             break_off(run, how)
-            counts[f"{how.__name__} after a byte".replace("_", " ")] += 1
+            replays[f"{how.__name__} after a byte".replace("_", " ")] += 1
         total.step(step)
 
 

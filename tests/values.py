@@ -29,6 +29,8 @@ def zone(hours: float) -> dt.timezone:
 
 
 def label(each: object) -> str:
+    if isinstance(each, memoryview):  # its repr is its address
+        each = bytes(each)
     return "large" if isinstance(each, int) and abs(each) > 10**30 else ascii(each)[:30]
 
 

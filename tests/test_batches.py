@@ -126,7 +126,7 @@ async def test_items_of_every_verb(conn: pgpoll.Connection) -> None:
         assert await items[2] == (1, "x")
         assert [await each for each in items[3:]] == [3, None, None, []]
     assert [each.number for each in items] == list(range(7))
-    assert repr(items[1]) == "<pgpoll.connection.BatchItem 1>"
+    assert repr(items[1]) == "<pgpoll.BatchItem 1>"
 
 
 async def test_a_batch_of_one_flight_is_atomic_and_in_order(conn: pgpoll.Connection) -> None:

@@ -226,8 +226,10 @@ async def test_cancelled_at_any_turn(conn: pgpoll.Connection, gid: str) -> None:
         else:
             assert is_prepared == (error is None)
         assert conn.transaction_status == "I"
+        if is_prepared:  # the server holds but a few
+            await conn.rollback_prepared(name)
         turns += 1
-    assert name in await gids(conn)
+    assert is_prepared
 
 
 async def test_the_answer_is_lost() -> None:

@@ -147,7 +147,7 @@ class BatchItem(Generic[T]):
         return value  # type: ignore[return-value]
 
     def __repr__(self) -> str:
-        return f"<{type(self).__module__}.{type(self).__qualname__} {self.number}>"
+        return f"<pgpoll.{type(self).__qualname__} {self.number}>"
 
 
 def blame(error: BaseException, operation: core.Operation[Any], what: str) -> None:

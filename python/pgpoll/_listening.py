@@ -377,7 +377,7 @@ class Listens:
 
     def __repr__(self) -> str:
         names = ", ".join(map(repr, self.channels))
-        return f"<{type(self).__module__}.{type(self).__qualname__} of {names}, {self._box.state}>"
+        return f"<pgpoll.{type(self).__qualname__} of {names}, {self._box.state}>"
 
 
 def checked(channels: tuple[str, ...]) -> tuple[str, ...]:

@@ -83,10 +83,10 @@ async def test_nothing_happens_before_the_first_step(conn: pgpoll.Connection) ->
     assert await conn.fetchval("select 1") == 1
 
 
-@pytest.mark.parametrize("prefetch", [0, -1, 2.0, "10", True, 2**31])
+@pytest.mark.parametrize("prefetch", [0, -1, 2.0, "10", True, 2**31, 2**80])
 async def test_a_wrong_prefetch(conn: pgpoll.Connection, prefetch: Any) -> None:
     for step in (anext, type(conn.stream("")).__aenter__):
-        with pytest.raises(pgpoll.InterfaceError, match=r"must be an int from 1 on.*, not "):
+        with pytest.raises(pgpoll.InterfaceError, match=r"prefetch must be an int from 1 to 2147483647, or None, not "):
             await step(conn.stream("select 1", prefetch=prefetch))
     assert await conn.fetchval("select 1") == 1
 
@@ -223,6 +223,19 @@ async def test_rolled_back_to_before_it_was_opened(conn: pgpoll.Connection) -> N
     with pytest.raises(pgpoll.InterfaceError, match=r"opened in the transaction entered at .*: committed"):
         async for _ in late:
             pass
+    assert await conn.fetchval("select 1") == 1
+
+
+async def test_without_a_limit_it_ends_with_its_block(conn: pgpoll.Connection) -> None:
+    async with conn.transaction():
+        inner = await conn.transaction().__aenter__()
+        stream = inner.stream(SERIES, 1_000_000, prefetch=None)
+        assert (await anext(stream)).i == 1
+        await inner.rollback()
+        with pytest.raises(pgpoll.InterfaceError, match=r"opened in the transaction entered at .*: rolled back"):
+            async for _ in stream:
+                pass
+        assert [row async for row in stream] == []
     assert await conn.fetchval("select 1") == 1
 
 

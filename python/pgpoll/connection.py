@@ -18,13 +18,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Coroutine
 from functools import partial
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from pgpoll import _batches, _copying, _flows, _loop, _two_phase
+from pgpoll import _batches, _copying, _flows, _loop, _two_phase, errors
 from pgpoll._copy_out import CopyOut
 from pgpoll._facts import Facts
 from pgpoll._observing import Observers
-from pgpoll._retrying import RETRYABLE, Attempts
+from pgpoll._retrying import RETRYABLE, Attempts, check_function
 from pgpoll._turns import Block, begin_command, caller
 from pgpoll.batch import Batch
 from pgpoll.core import RESULT, ROW, ROWS, VALUE
@@ -294,12 +295,18 @@ class Connection(Verbs):
 
         Raises InterfaceError inside of a transaction: only the outermost can be done again.
         """
+        check_function(fn)
         attempts = Attempts(retries)
         self._driver.check_outside("run_transaction")
         while True:
             try:
                 async with self.transaction(isolation=isolation, readonly=readonly, deferrable=deferrable) as tx:
-                    return await fn(tx, *args)
+                    awaitable = fn(tx, *args)
+                    if not isawaitable(awaitable):
+                        raise errors.InterfaceError(
+                            f"run_transaction takes an async function: this one gave {type(awaitable).__name__}"
+                        )
+                    return await awaitable
             except RETRYABLE as error:
                 seconds = attempts.pause(error, closed=self._core.closed)
                 if seconds is None:

@@ -112,8 +112,9 @@ class Verbs(Facts):
         The Result has the rows in order where the statement has RETURNING, the tag of the whole ("INSERT 0 1000"), and
         its rowcount. Without rows it has rowcount 0, and nothing is sent, nor checked.
 
-        `on_progress` is called, not awaited, with how many rows the server has taken; what it raises ends all.
-        `timeout` is in seconds. Other requests wait; those of the same task, in `rows`, raise InterfaceError.
+        `on_progress` is called, not awaited, with how many rows the server has taken; what it raises ends all, but for
+        the last call, which comes when all has taken effect. `timeout` is in seconds. Other requests wait; those of the
+        same task, in `rows`, raise InterfaceError.
         """
         driver = self._driver
         hold = driver.hold("batch", partial(self._core.start_executemany, sql), self._via, caller())

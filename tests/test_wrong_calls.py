@@ -114,3 +114,19 @@ async def test_run_transaction_of_the_other_kind(conn: pgpoll.Connection, blocki
     with pytest.raises(pgpoll.InterfaceError, match=r"async function: use pgpoll\.connect"):
         blocking.run_transaction(body)  # type: ignore[unused-coroutine]
     assert conn.transaction_status == blocking.transaction_status == "I"
+
+
+def test_asynchronous_sources_blocking(blocking: sync.Connection) -> None:
+    async def source() -> AsyncIterator[Any]:
+        yield (1,)
+
+    rows: Any = source()
+    calls: list[Callable[[], Any]] = [
+        lambda: blocking.executemany(INSERT, rows),
+        lambda: blocking.copy_records("wrong", source()),
+        lambda: blocking.copy_in(COPY, source()),
+    ]
+    for call in calls:
+        with pytest.raises(pgpoll.InterfaceError, match=r"asynchronous .* can't be iterated here: use pgpoll\.connect"):
+            call()
+    assert blocking.fetchval("select count(*) from wrong") == 0

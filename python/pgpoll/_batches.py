@@ -239,7 +239,9 @@ def executemany(
 
 def _iterator(rows: Any, *, asynchronous: bool) -> tuple[Any, bool]:
     """Its iterator, and whether that is an asynchronous one."""
-    if asynchronous and hasattr(rows, "__aiter__"):
+    if hasattr(rows, "__aiter__"):
+        if not asynchronous:
+            raise errors.InterfaceError("asynchronous rows can't be iterated here: use pgpoll.connect")
         return rows.__aiter__(), True
     try:
         return iter(rows), False

@@ -734,7 +734,7 @@ def test_sync_executemany(blocking: sync.Connection) -> None:
     with pytest.raises(errors.UniqueViolation) as caught:
         blocking.executemany(INSERT, [(3000,), (1,)])
     assert caught.value.item == 1
-    with pytest.raises(pgpoll.InterfaceError, match="must be iterable"):
+    with pytest.raises(pgpoll.InterfaceError, match="asynchronous rows"):
         blocking.executemany(INSERT, asynchronous())  # type: ignore[arg-type]
     assert blocking.executemany(INSERT, []).rowcount == 0
     assert blocking.fetchval("select count(*) from t") == 2000

@@ -83,10 +83,10 @@ async def test_nothing_happens_before_the_first_step(conn: pgpoll.Connection) ->
     assert await conn.fetchval("select 1") == 1
 
 
-@pytest.mark.parametrize("prefetch", [0, -1, 2.0, "10", True, 2**31])
+@pytest.mark.parametrize("prefetch", [0, -1, 2.0, "10", True, 2**31, 2**80])
 async def test_a_wrong_prefetch(conn: pgpoll.Connection, prefetch: Any) -> None:
     for step in (anext, type(conn.stream("")).__aenter__):
-        with pytest.raises(pgpoll.InterfaceError, match=r"must be an int from 1 on.*, not "):
+        with pytest.raises(pgpoll.InterfaceError, match=r"prefetch must be an int from 1 to 2147483647, or None, not "):
             await step(conn.stream("select 1", prefetch=prefetch))
     assert await conn.fetchval("select 1") == 1
 
@@ -226,6 +226,19 @@ async def test_rolled_back_to_before_it_was_opened(conn: pgpoll.Connection) -> N
     assert await conn.fetchval("select 1") == 1
 
 
+async def test_without_a_limit_it_ends_with_its_block(conn: pgpoll.Connection) -> None:
+    async with conn.transaction():
+        inner = await conn.transaction().__aenter__()
+        stream = inner.stream(SERIES, 1_000_000, prefetch=None)
+        assert (await anext(stream)).i == 1
+        await inner.rollback()
+        with pytest.raises(pgpoll.InterfaceError, match=r"opened in the transaction entered at .*: rolled back"):
+            async for _ in stream:
+                pass
+        assert [row async for row in stream] == []
+    assert await conn.fetchval("select 1") == 1
+
+
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("prefetch", [None, 3, 1000])
 async def test_errors_of_the_server(conn: pgpoll.Connection, prefetch: int | None, inside: bool) -> None:
@@ -256,9 +269,10 @@ async def test_errors_of_the_server(conn: pgpoll.Connection, prefetch: int | Non
 async def test_a_bad_value(conn: pgpoll.Connection, prefetch: int | None, inside: bool) -> None:
     """The rows before it are given; its error names row and column; the stream has ended and the connection goes on."""
     sql = "select i, case when i = 31 then date '5874897-12-31' else date '2000-01-01' end as at"
-    sql += " from generate_series(1, 5000) as t(i)"
+    sql += " from generate_series(1, $1::int4) as t(i)"
+    count = 5000 if prefetch is not None else 100  # so that nothing has to be cancelled: that fails a transaction
     async with conn.transaction() if inside else contextlib.nullcontext():
-        stream = conn.stream(sql, prefetch=prefetch)
+        stream = conn.stream(sql, count, prefetch=prefetch)
         seen = []
         with pytest.raises(pgpoll.DataError, match=r"row 30, column 1 \('at', date\)"):
             async for row in stream:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pgpoll import errors
-from pgpoll._flows import END, Call, Flow, Item, News, started
+from pgpoll._flows import END, Call, Flow, Item, News, check_callback, started
 from pgpoll._turns import CLOSED
 
 if TYPE_CHECKING:
@@ -204,6 +204,7 @@ def executemany(
     asynchronous: bool,
 ) -> Flow[core.Result]:
     """One statement for all rows. Atomic, whoever fails."""
+    check_callback("on_progress", on_progress)
     source, each = _iterator(rows, asynchronous=asynchronous)
     operation = yield from started(blocks, hold)
     try:
@@ -238,7 +239,9 @@ def executemany(
 
 def _iterator(rows: Any, *, asynchronous: bool) -> tuple[Any, bool]:
     """Its iterator, and whether that is an asynchronous one."""
-    if asynchronous and hasattr(rows, "__aiter__"):
+    if hasattr(rows, "__aiter__"):
+        if not asynchronous:
+            raise errors.InterfaceError("asynchronous rows can't be iterated here: use pgpoll.connect")
         return rows.__aiter__(), True
     try:
         return iter(rows), False

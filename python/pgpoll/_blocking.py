@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pgpoll import _batches
-from pgpoll._flows import started
+from pgpoll._flows import seconds, started
 from pgpoll._listening import LEFT, NEW, Listens, Notification
 from pgpoll._streams import R, Rows
 from pgpoll.core import RESULT, ROW, ROWS, VALUE
@@ -165,7 +165,7 @@ class Listener(Listens):
     def next(self, *, timeout: float | None = None) -> Notification | None:
         """The next notification; None where none has come within so many seconds, or after it has been left."""
         driver, box = self._parent._driver, self._box
-        deadline = None if timeout is None else monotonic() + timeout
+        deadline = None if timeout is None else monotonic() + seconds(timeout)
         looked = False
         while True:
             if box.state is NEW:

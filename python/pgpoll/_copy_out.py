@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from pgpoll import core, errors
 from pgpoll._copy_sources import Target
 from pgpoll._copying import quoted
-from pgpoll._flows import Flow, News, answered, started
+from pgpoll._flows import Flow, News, answered, check_callback, started
 from pgpoll._turns import caller
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ class Copying(Generic[T]):
         return None
 
     def _start(self) -> Flow[core.Operation[Any]]:
+        check_callback("on_progress", self._progress)
         driver, via = self._driver, self._verbs._via
         start = partial(driver.core.start_copy_out, self._sql)
         if self._decoded:
@@ -213,16 +214,21 @@ _COPY = re.compile(r"\s*copy\s+(?P<what>.*?)\s+to\s+stdout\s*", re.IGNORECASE | 
 _TABLE = re.compile(r"(?P<table>[^()]+?)\s*(?:\((?P<columns>[^()]*)\))?", re.DOTALL)
 
 
+_WITHOUT_OPTIONS = "copy_out_records() takes a query, or COPY ... TO STDOUT without options; copy_out() takes any"
+
+
 def _query_of(sql: str) -> str:
     """The query whose rows are copied; of a COPY ... TO STDOUT without options, the one that it stands for."""
     text = sql.rstrip().rstrip(";").rstrip()
     if (copy := _COPY.fullmatch(text)) is None:
+        if text[:4].upper() == "COPY":
+            raise errors.InterfaceError(_WITHOUT_OPTIONS)
         return text
     what = copy["what"]
     if what.startswith("(") and what.endswith(")"):
         return what[1:-1]
     if (table := _TABLE.fullmatch(what)) is None:
-        raise errors.InterfaceError("copy_out_records() takes a query, or COPY ... TO STDOUT without options")
+        raise errors.InterfaceError(_WITHOUT_OPTIONS)
     return f"select {table['columns'] or '*'} from {table['table']}"
 
 

@@ -5,6 +5,7 @@ A source's `next` gives one slice of some 64 KiB, so that what a chunk costs is 
 
 from __future__ import annotations
 
+import io
 import os
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -163,6 +164,10 @@ class Target:
         self._file = None if self._path is not None else to
         if self._path is None and not hasattr(to, "write"):
             raise errors.InterfaceError(f"can't write to {type(to).__name__}: pass a pathlib.Path or a binary file")
+        if isinstance(to, io.TextIOBase):
+            raise errors.InterfaceError(
+                f"{type(to).__name__} takes str, and COPY's data is bytes: open it in binary mode"
+            )
 
     def write(self, data: bytes) -> None:
         """All of it."""

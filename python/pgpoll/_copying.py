@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pgpoll import core, errors
 from pgpoll._copy_sources import SLICE, chunks, records
-from pgpoll._flows import END, Flow, Item, News, Sent, answered, started
+from pgpoll._flows import END, Flow, Item, News, Sent, answered, check_callback, started
 from pgpoll._turns import caller
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def copy_in(
     driver: Driver, via: Block | None, sql: str, source: Any, progress: Progress | None, *, asynchronous: bool
 ) -> Flow[core.Result]:
     """COPY FROM STDIN: its Result."""
+    check_callback("on_progress", progress)
     hold = driver.hold("COPY", partial(driver.core.start_copy_in, sql), via, caller())
     return (yield from _fed(driver, hold, partial(chunks, source, asynchronous=asynchronous), progress))
 
@@ -47,7 +48,11 @@ def copy_records(
     asynchronous: bool,
 ) -> Flow[core.Result]:
     """Records into a table, in the binary format: its Result."""
-    name = ".".join(quoted(each, "a table's name") for each in relation if each is not None)
+    check_callback("on_progress", progress)
+    schema, table = relation
+    name = quoted(table, "table")
+    if schema is not None:
+        name = f"{quoted(schema, 'schema')}.{name}"
     wanted = None if columns is None else _names(columns)
     request = driver.turn(partial(driver.core.start_execute, _COLUMNS_OF, (name,)), via)
     found = _Columns((yield from answered(driver.blocks, request)), name, wanted)
@@ -150,10 +155,15 @@ def _encoder(columns: _Columns, source: Any) -> core._RecordEncoder:
 def _names(columns: Iterable[str]) -> tuple[str, ...]:
     if isinstance(columns, str):
         raise errors.InterfaceError("columns is a str: pass a sequence of names")
-    return tuple(columns)
+    try:
+        return tuple(columns)
+    except TypeError as error:
+        raise errors.InterfaceError(f"columns must be a sequence of names, not {type(columns).__name__}") from error
 
 
 def quoted(name: object, what: str) -> str:
     if not isinstance(name, str):
         raise errors.InterfaceError(f"{what} must be a str, not {type(name).__name__}")
+    if "\0" in name:
+        raise errors.InterfaceError(f"{what} {name!r} has a NUL character")
     return '"' + name.replace('"', '""') + '"'

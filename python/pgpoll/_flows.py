@@ -32,6 +32,25 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+LONGEST = 1e9  # seconds: more than that some clocks don't take
+
+
+def seconds(timeout: Any) -> float:
+    """A timeout, looked at before anything is started. InterfaceError for what is no number of seconds."""
+    try:
+        if not isinstance(timeout, (bool, str, bytes)) and (number := float(timeout)) == number:
+            return min(number, LONGEST)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise errors.InterfaceError(f"timeout must be a number of seconds or None, not {timeout!r}")
+
+
+def check_callback(name: str, callback: Any) -> None:
+    """InterfaceError where it can't be called."""
+    if callback is not None and not callable(callback):
+        raise errors.InterfaceError(f"{name} must be callable or None, not {type(callback).__name__}")
+
+
 class Lookup(NamedTuple):
     """Resolve this name: what getaddrinfo gives for stream sockets."""
 

@@ -12,7 +12,7 @@ from contextvars import Context, copy_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pgpoll._error_bases import InterfaceError
+from pgpoll._flows import check_callback
 from pgpoll.errors import field_attributes
 
 if TYPE_CHECKING:
@@ -95,8 +95,7 @@ class Observers(NamedTuple):
     def checked(self) -> Observers:
         """Itself; InterfaceError where one can't be called."""
         for name, callback in self._asdict().items():
-            if callback is not None and not callable(callback):
-                raise InterfaceError(f"{name} must be callable or None, not {type(callback).__name__}")
+            check_callback(name, callback)
         return self
 
 

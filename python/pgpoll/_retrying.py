@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from pgpoll import errors
 
-__all__ = ["RETRYABLE", "Attempts"]
+__all__ = ["RETRYABLE", "Attempts", "check_function"]
 
 RETRYABLE = (errors.SerializationFailure, errors.DeadlockDetected)
 """40001 and 40P01: what the server rolls back for another's sake, and what another attempt mends."""
 
 FIRST_SECONDS = 0.01
 MOST_SECONDS = 1.0
+
+
+def check_function(fn: object) -> None:
+    """InterfaceError where it is none."""
+    if not callable(fn):
+        raise errors.InterfaceError(f"run_transaction takes a function, not {type(fn).__name__}")
 
 
 class Attempts:

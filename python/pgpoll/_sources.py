@@ -71,6 +71,7 @@ class Held:
         self._half = max(1, (prefetch or PREFETCH) // 2)
         self._consumed = 0
         self._hold = driver.hold("stream", start, via, where)
+        self._home: tuple[Block, ...] = ()  # the blocks that it was opened in, outermost first
         self._operation: core.Operation[str] | None = None
 
     @property
@@ -81,6 +82,7 @@ class Held:
     def open(self) -> Flow[None]:
         """See Source."""
         self._operation = yield from started(self._driver.blocks, self._hold)
+        self._home = tuple(each for each in self._driver.blocks.stack if each is not self._hold.block)
 
     def opened(self) -> bool:
         """See Source."""
@@ -95,7 +97,13 @@ class Held:
         operation = self._operation
         assert operation is not None
         done = operation.done()  # before the rows: another thread may drive
-        rows = operation.take_rows(None if whole else self._half - self._consumed)
+        try:
+            rows = operation.take_rows(None if whole else self._half - self._consumed)
+        except errors.InterfaceError:  # abandoned, with the block around it
+            for block in reversed(self._home):
+                if block.state in (ENDED, DOOMED):
+                    raise _gone_with(block) from None
+            raise
         if not self._limited:
             self._driver.flush()  # it may read on
         if done and not rows:
@@ -227,10 +235,7 @@ class Portal:
         if (why := self._driver.core.why_closed) is not None:
             raise errors.ConnectionLost(f"the connection was lost: {why}") from why
         if (gone := self._gone()) is not None:
-            outcome = f": {gone.outcome}" if gone.outcome else ""
-            raise errors.InterfaceError(
-                f"the stream was opened in the transaction entered at {gone.where}, which {gone.state.value}{outcome}"
-            )
+            raise _gone_with(gone)
         rows = self._consumed or self._limit
         self._asked = self._driver.core._start_fetch(self._opened, rows, self._number)
         self._number += rows
@@ -246,3 +251,10 @@ class Portal:
                 continue
             return None
         return None
+
+
+def _gone_with(block: Block) -> errors.InterfaceError:
+    outcome = f": {block.outcome}" if block.outcome else ""
+    return errors.InterfaceError(
+        f"the stream was opened in the transaction entered at {block.where}, which {block.state.value}{outcome}"
+    )

@@ -159,8 +159,10 @@ class Rows(Generic[R]):
 
     def _begun(self) -> Flow[Source]:
         prefetch: Any = self._prefetch
-        if prefetch is not None and (isinstance(prefetch, bool) or not isinstance(prefetch, int) or prefetch < 1):
-            raise errors.InterfaceError(f"prefetch must be an int from 1 on, or None, not {prefetch!r}")
+        if prefetch is not None and (
+            isinstance(prefetch, bool) or not isinstance(prefetch, int) or not 1 <= prefetch < 2**31
+        ):
+            raise errors.InterfaceError(f"prefetch must be an int from 1 to 2147483647, or None, not {prefetch!r}")
         verbs = self._verbs
         driver, via = verbs._driver, verbs._via
         start = partial(driver.core.start_stream, self._sql, self._args, prefetch)

@@ -18,13 +18,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Coroutine
 from functools import partial
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from pgpoll import _batches, _copying, _flows, _loop, _two_phase
+from pgpoll import _batches, _copying, _flows, _loop, _two_phase, errors
 from pgpoll._copy_out import CopyOut
 from pgpoll._facts import Facts
 from pgpoll._observing import Observers
-from pgpoll._retrying import RETRYABLE, Attempts
+from pgpoll._retrying import RETRYABLE, Attempts, check_function
 from pgpoll._turns import Block, begin_command, caller
 from pgpoll.batch import Batch
 from pgpoll.core import RESULT, ROW, ROWS, VALUE
@@ -111,8 +112,9 @@ class Verbs(Facts):
         The Result has the rows in order where the statement has RETURNING, the tag of the whole ("INSERT 0 1000"), and
         its rowcount. Without rows it has rowcount 0, and nothing is sent, nor checked.
 
-        `on_progress` is called, not awaited, with how many rows the server has taken; what it raises ends all.
-        `timeout` is in seconds. Other requests wait; those of the same task, in `rows`, raise InterfaceError.
+        `on_progress` is called, not awaited, with how many rows the server has taken; what it raises ends all, but for
+        the last call, which comes when all has taken effect. `timeout` is in seconds. Other requests wait; those of the
+        same task, in `rows`, raise InterfaceError.
         """
         driver = self._driver
         hold = driver.hold("batch", partial(self._core.start_executemany, sql), self._via, caller())
@@ -294,12 +296,18 @@ class Connection(Verbs):
 
         Raises InterfaceError inside of a transaction: only the outermost can be done again.
         """
+        check_function(fn)
         attempts = Attempts(retries)
         self._driver.check_outside("run_transaction")
         while True:
             try:
                 async with self.transaction(isolation=isolation, readonly=readonly, deferrable=deferrable) as tx:
-                    return await fn(tx, *args)
+                    awaitable = fn(tx, *args)
+                    if not isawaitable(awaitable):
+                        raise errors.InterfaceError(
+                            f"run_transaction takes an async function: this one gave {type(awaitable).__name__}"
+                        )
+                    return await awaitable
             except RETRYABLE as error:
                 seconds = attempts.pause(error, closed=self._core.closed)
                 if seconds is None:

@@ -620,6 +620,7 @@ class Session(_Driver):
     @property
     def ended(self) -> bool: ...
 
+@final
 class _RecordEncoder:
     """An iterator of slices of COPY's binary format, over records; or they are added one by one."""
 
@@ -636,6 +637,7 @@ class _RecordEncoder:
     @property
     def count(self) -> int: ...
 
+@final
 class _RecordDecoder:
     """The Records of a start_copy_out() in the binary format whose query was described."""
 

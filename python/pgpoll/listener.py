@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pgpoll._flows import seconds
 from pgpoll._listening import LEFT, NEW, Listens, Notification
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Listener(Listens):
     async def next(self, *, timeout: float | None = None) -> Notification | None:
         """The next notification; None where none has come within so many seconds, or after it has been left."""
         driver, box = self._parent._driver, self._box
-        until = None if timeout is None else driver.loop.time() + timeout
+        until = None if timeout is None else driver.loop.time() + seconds(timeout)
         while True:
             if box.state is NEW:
                 await driver.run(self._enter(), timeout if self._timeout is None else self._timeout)

@@ -18,17 +18,19 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Coroutine
 from functools import partial
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from pgpoll import _batches, _copying, _two_phase, conninfo
+from pgpoll import _batches, _copying, _two_phase, conninfo, errors
 from pgpoll._blocking import Batch, BatchItem, Listener, Stream
 from pgpoll._copy_out import BlockingCopyOut
+from pgpoll._copy_out import BlockingCopyOut as CopyOut
 from pgpoll._facts import Facts
 from pgpoll._flows import Flow, finish, leave, start
 from pgpoll._observing import Observers
-from pgpoll._retrying import RETRYABLE, Attempts
+from pgpoll._retrying import RETRYABLE, Attempts, check_function
 from pgpoll._streams import PREFETCH
 from pgpoll._threads import Driver, resolved
 from pgpoll._turns import Block, begin_command, caller
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["Batch", "BatchItem", "Connection", "Listener", "Statement", "Stream", "Transaction", "connect"]
+__all__ = ["Batch", "BatchItem", "Connection", "CopyOut", "Listener", "Statement", "Stream", "Transaction", "connect"]
 
 
 class Verbs(Facts):
@@ -205,12 +207,17 @@ class Connection(Verbs):
         deferrable: bool | None = None,
     ) -> T:
         """`fn(tx, *args)` in a transaction, again where that helps. See pgpoll.Connection.run_transaction."""
+        check_function(fn)
         attempts = Attempts(retries)
         self._driver.check_outside("run_transaction")
         while True:
             try:
                 with self.transaction(isolation=isolation, readonly=readonly, deferrable=deferrable) as tx:
-                    return fn(tx, *args)
+                    value = fn(tx, *args)
+                    if isinstance(value, Coroutine):
+                        value.close()
+                        raise errors.InterfaceError("run_transaction got an async function: use pgpoll.connect")
+                    return value
             except RETRYABLE as error:
                 seconds = attempts.pause(error, closed=self._core.closed)
                 if seconds is None:

@@ -528,3 +528,41 @@ async def test_close_has_a_deadline(dsn: str, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(pgpoll.ConnectionLost, match="closed") as served:
         await waiting
     assert served.value.safe_to_retry
+
+
+async def test_a_dropped_handle_is_rolled_back(conn: pgpoll.Connection) -> None:
+    """Nobody could end it any more, and all others would wait."""
+    await conn.execute("create temp table dropped (i int4)")
+    tx = conn.transaction()
+    await tx.start()
+    await tx.execute("insert into dropped values (1)")
+    waiting = asyncio.create_task(conn.fetchval("select count(*) from dropped"), context=contextvars.Context())
+    await asyncio.sleep(0)
+    with pytest.warns(ResourceWarning, match="unfinished transaction"):
+        del tx
+    assert await asyncio.wait_for(waiting, 5) == 0
+    assert conn.transaction_status == "I"
+
+
+async def test_no_time_at_all_sends_nothing(conn: pgpoll.Connection) -> None:
+    await conn.execute("create temp table timeless (i int4)")
+    for timeout in (0, -1, 0.0):
+        with pytest.raises(pgpoll.QueryTimeout) as caught:
+            await conn.execute("insert into timeless values (1)", timeout=timeout)
+        assert caught.value.safe_to_retry
+    assert await conn.fetchval("select count(*) from timeless") == 0
+
+
+def test_no_time_at_all_sends_nothing_and_a_dropped_handle_is_rolled_back_sync(dsn: str) -> None:
+    with pgpoll.sync.connect(dsn) as conn:
+        conn.execute("create temp table timeless (i int4)")
+        with pytest.raises(pgpoll.QueryTimeout) as caught:
+            conn.execute("insert into timeless values (1)", timeout=0)
+        assert caught.value.safe_to_retry
+        tx = conn.transaction()
+        tx.start()
+        tx.execute("insert into timeless values (2)")
+        with pytest.warns(ResourceWarning, match="unfinished transaction"):
+            del tx
+        assert conn.fetchval("select count(*) from timeless") == 0
+        assert conn.transaction_status == "I"

@@ -45,6 +45,15 @@ def seconds(timeout: Any) -> float:
     raise errors.InterfaceError(f"timeout must be a number of seconds or None, not {timeout!r}")
 
 
+def allowed(timeout: Any) -> float:
+    """As `seconds`; QueryTimeout where there is no time at all: nothing is sent then."""
+    if (number := seconds(timeout)) > 0:
+        return number
+    error = errors.QueryTimeout(f"the request was given {number:g} s")
+    error.safe_to_retry = True
+    raise error
+
+
 def check_callback(name: str, callback: Any) -> None:
     """InterfaceError where it can't be called."""
     if callback is not None and not callable(callback):

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import conninfo, core, errors
 from pgpoll._blocks import Blocks
-from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Sent, Step, resolve, seconds
+from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Sent, Step, allowed, resolve
 from pgpoll._listening import Listening, Mailbox
 from pgpoll._observing import SLICE_SECONDS, InLine, Notices, Observers, RequestRecord
 from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS, CancelRequest, Registration
@@ -132,7 +132,7 @@ class Driver:
         """
         self.check_loop()
         if timeout is not None:
-            timeout = seconds(timeout)
+            timeout = allowed(timeout)
         operation: core.Operation[T] | None = None
         if opens:
             operation = self.blocks.start(start, via, current_task(), carried())
@@ -170,7 +170,7 @@ class Driver:
     async def run(self, flow: Flow[T], timeout: float | None = None) -> T:
         """Run a flow to its end, in at most so many seconds; None has no limit."""
         self.check_loop()
-        expiry = _Expiry(self, seconds(timeout)) if timeout is not None else None
+        expiry = _Expiry(self, allowed(timeout)) if timeout is not None else None
         try:
             return await run(flow, self, expiry)
         finally:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import core, errors
 from pgpoll._blocks import Blocks
-from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Sent, Step, entered, resolve, seconds
+from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Sent, Step, allowed, entered, resolve
 from pgpoll._listening import LEFT, Listening, Mailbox
 from pgpoll._observing import SLICE_SECONDS as NOTICES_SECONDS
 from pgpoll._observing import InLine, Notices, Observers, RequestRecord
@@ -121,7 +121,7 @@ class Driver:
 
         `opens`: BEGIN may ride with it.
         """
-        deadline = None if timeout is None else monotonic() + seconds(timeout)
+        deadline = None if timeout is None else monotonic() + allowed(timeout)
         with _Held(self, deadline, timeout):
             operation = None
             try:
@@ -153,7 +153,7 @@ class Driver:
 
     def run(self, flow: Flow[T], timeout: float | None = None) -> T:
         """Run a flow to its end, in at most so many seconds; None has no limit."""
-        deadline = None if timeout is None else monotonic() + seconds(timeout)
+        deadline = None if timeout is None else monotonic() + allowed(timeout)
         with _Held(self, deadline, timeout):
             try:
                 self._catch_up(deadline, timeout)

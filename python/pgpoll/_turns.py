@@ -72,6 +72,11 @@ class Block:
         self.stays = False  # a channel: until it is released, also where its operation is done
         self.warned = False
 
+    @property
+    def live(self) -> bool:
+        """Entered, and its end not asked for."""
+        return self.owner is not None and self.state in (LAZY, OPEN, FAILED)
+
     def carry(self) -> None:
         """Put it into the current context; what has ended is left out on this occasion."""
         _carried.set((*(block for block in carried() if block.state is not ENDED), self))

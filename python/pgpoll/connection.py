@@ -391,7 +391,8 @@ class Transaction(Verbs):
     InterfaceError with that as `__cause__`, unsent, and the block can't be committed. BEGIN waits for the answers to
     whatever may have begun a transaction by hand; where one has, the first request raises InterfaceError.
 
-    By hand: `await tx.start()`, which sends BEGIN at once, then `commit()` or `rollback()`.
+    By hand: `await tx.start()`, which sends BEGIN at once, then `commit()` or `rollback()`. Dropped before that, it is
+    rolled back, with a ResourceWarning.
     """
 
     __slots__ = ("_block", "_parent")
@@ -459,6 +460,12 @@ class Transaction(Verbs):
         driver = self._driver
         control = driver.control(self._block, self._block, commit=commit, prepare=prepare)
         return _flows.finish(driver.blocks, control, driver.core)
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        block = getattr(self, "_block", None)  # unset where __init__ failed
+        if block is not None and block.live and not self._core.closed and self._driver.ours:
+            _warn(f"unfinished transaction {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self._driver.doom(block)
 
     def __repr__(self) -> str:
         block = self._block

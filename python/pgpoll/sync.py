@@ -324,6 +324,12 @@ class Transaction(Verbs):
         control = driver.control(self._block, self._block, commit=commit, prepare=prepare)
         return finish(driver.blocks, control, driver.core)
 
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        block = getattr(self, "_block", None)  # unset where __init__ failed
+        if block is not None and block.live and not self._core.closed and self._driver.ours:
+            _warn(f"unfinished transaction {self!r}", ResourceWarning, stacklevel=2, source=self)
+            self._driver.doom(block)
+
     def __repr__(self) -> str:
         return f"<pgpoll.sync.Transaction entered at {self._block.where}, {self._block.state.value}>"
 

@@ -157,7 +157,6 @@ bool session::grant_writers() {
       auto& p = *writer_;
       if (p.in_replies || p.wait != waiting::arguments || !p.answered || cancelling_ != cancelling::no) break;
       p.answered = false;
-      p.first_byte = outbound_.written_total();  // a drain may have gone in front
       run(p);
     } else if (!writing_.empty() && may_write(*writing_.front())) {
       auto& p = *writing_.front();

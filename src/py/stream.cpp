@@ -201,12 +201,20 @@ class begin_open final : public request_begin {
   std::uint32_t limit_;
 };
 
+// BEGIN does not ride in front of rows that come in parts.
+bool stands_alone(PyObject* object) {
+  if (driver_of(object)->ahead == nullptr) return true;
+  raise_interface_error("_start_behind() takes what starts one request, no stream");
+  return false;
+}
+
 PyObject* start_stream(PyObject* object, PyObject* args) {
   PyObject *sql = nullptr, *arguments = nullptr, *credit = nullptr;
   if (!PyArg_ParseTuple(args, "OOO:start_stream", &sql, &arguments, &credit)) return nullptr;
   return guarded([&]() -> PyObject* {
     const auto rows = credit == Py_None ? 0 : row_count(credit, "credit");
     if (rows == 0 && credit != Py_None) return nullptr;
+    if (!stands_alone(object)) return nullptr;
     begin_stream how(rows);
     return start_with_arguments(driver_of(object), sql, arguments, how);
   });
@@ -219,6 +227,7 @@ PyObject* start_open(PyObject* object, PyObject* args) {
   return guarded([&]() -> PyObject* {
     const auto rows = row_count(limit, "limit");
     if (rows == 0) return nullptr;
+    if (!stands_alone(object)) return nullptr;
     begin_open how(portal, rows);
     return start_with_arguments(driver_of(object), sql, arguments, how);
   });

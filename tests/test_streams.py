@@ -256,7 +256,7 @@ async def test_errors_of_the_server(conn: pgpoll.Connection, prefetch: int | Non
 async def test_a_bad_value(conn: pgpoll.Connection, prefetch: int | None, inside: bool) -> None:
     """The rows before it are given; its error names row and column; the stream has ended and the connection goes on."""
     sql = "select i, case when i = 31 then date '5874897-12-31' else date '2000-01-01' end as at"
-    sql += " from generate_series(1, 5000) as t(i)"
+    sql += f" from generate_series(1, {100 if prefetch is None else 5000}) as t(i)"  # 100 come with their end
     async with conn.transaction() if inside else contextlib.nullcontext():
         stream = conn.stream(sql, prefetch=prefetch)
         seen = []

@@ -22,11 +22,11 @@ import pgpoll
 import pgpoll.sync
 from backend import bind_complete, command_complete, parse_complete, ready_for_query
 from dialogues.begin import BEGIN, DESCRIBE, STANDBY
-from dialogues.execute import NEW, ONE
+from dialogues.execute import NEW, ONE, knows
 from fake_server import FakeServer
 from pgpoll import errors
 from pgpoll._turns import State
-from script import Script, where
+from script import Script, play, where
 
 
 @pytest.fixture
@@ -561,3 +561,20 @@ def test_interrupted_in_the_first_request(dsn: str, cached: bool) -> None:
         assert conn.transaction_status == "I"
         assert not conn._driver.blocks.stack
         assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("start", ["stream", "open"])
+def test_no_stream_carries_what_begins_a_block(start: str) -> None:
+    """Its BEGIN would be lost: nothing is sent."""
+    run = play(knows())
+    session = run.client
+
+    def begin() -> Any:
+        if start == "stream":
+            return session.start_stream("select 1 as one", (), None)
+        return session._start_open("select 1 as one", (), "p", 5)
+
+    with pytest.raises(errors.InterfaceError, match="no stream"):
+        session._start_behind(("BEGIN",), True, begin)
+    assert session.outbound() == b""
+    assert session.in_flight == 0

@@ -174,6 +174,7 @@ bool session::may_write_items(const exchange_promise& p) const {
   if (items.describing || items.asking) return false;
   if (!p.in_replies) return may_write(p);
   const auto& head = *replies_.front();
+  if (cancelling_ == cancelling::socket_open) return false;  // but no longer: its Sync comes before the drain
   return outbound_.size() < settings_.max_unsent && (&head == &p || !head.op->abandoned);
 }
 
@@ -353,7 +354,7 @@ exchange session::batch(operation_ptr op) {
     }
     items.reading = due.statement;
     for (std::size_t i = 0; i < due.items; ++i) {
-      running_->bound = false;
+      running_->bound = running_->rows_came = false;
       const bool opens = due.opens && i == 0;
       if (opens) expect(co_await next_message(), backend::parse_complete);
       expect(co_await next_message(), backend::bind_complete);

@@ -51,6 +51,7 @@ struct exchange_promise {
   waiting wait = waiting::nothing;
   std::optional<std::uint64_t> first_byte;  // its place in the stream of bytes, once written
   bool in_replies = false;
+  bool had_turn = false;     // to write; it waits for another, having given way
   bool opens = false;        // it has, or had, a preamble
   bool outermost = false;    // its first command is BEGIN
   bool synced = false;       // its ReadyForQuery has been asked for

@@ -162,7 +162,10 @@ bool session::grant_writers() {
       auto& p = *writing_.front();
       writing_.pop_front();
       writer_ = &p;
-      run(p);
+      if (p.had_turn)
+        p.wait = waiting::items;
+      else
+        run(p);
     } else {
       break;
     }

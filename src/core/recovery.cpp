@@ -132,11 +132,16 @@ bool session::again_helps(const exchange_promise& p) const {
   return !p.bound && op.statement && op.statement->stale;
 }
 
+// It has the writer, but has written nothing: who runs again may go in front of it.
+bool session::gives_way(const exchange_promise& writer) {
+  return writer.op->batch && !writer.in_replies;
+}
+
 // Once, outside of a transaction; and where none can have begun meanwhile: the second attempt would be part of it, and
 // lost where that is rolled back.
 bool session::may_run_again(const exchange_promise& p) const {
   if (transaction_status_ != 'I' || !again_helps(p)) return false;
-  if (writer_ != nullptr && writer_ != &p && !leaves_as_it_was(*writer_)) return false;
+  if (writer_ != nullptr && writer_ != &p && !gives_way(*writer_) && !leaves_as_it_was(*writer_)) return false;
   return std::all_of(std::next(replies_.begin()), replies_.end(),
                      [](const auto* behind) { return leaves_as_it_was(*behind); });
 }
@@ -150,12 +155,20 @@ void session::run_again(exchange_promise& p) {
                                                               : execute(op);
   auto& next = dialogue.handle.promise();
   next.wait = waiting::write_turn;
+  auto* const held = writer_ != nullptr && writer_ != &p && gives_way(*writer_) ? writer_ : nullptr;
   const auto behind = std::find_if(writing_.begin(), writing_.end(), [](const auto* each) { return !each->op->again; });
   try {
-    writing_.insert(behind, &next);
+    const auto at = writing_.insert(behind, &next);
+    if (held != nullptr) writing_.insert(std::next(at), held);
   } catch (...) {
+    std::erase(writing_, &next);
     dialogue.handle.destroy();
     throw;
+  }
+  if (held != nullptr) {  // which gets its turn back behind it
+    held->wait = waiting::write_turn;
+    held->had_turn = true;
+    writer_ = nullptr;
   }
   detach(p);
   ++in_flight_;

@@ -23,13 +23,14 @@ void row_store::append(const char* run, std::size_t size) {
   }
   auto& last = chunks_.back();
   std::memcpy(last.data.get() + last.used, run, size);
-  for (std::size_t at = last.used; at < last.used + size; at += row_length(last.data.get() + at)) {
-    if (last.rows % stride == 0) last.offsets.push_back(static_cast<std::uint32_t>(at));
+  for (const auto end = last.used + size; last.used < end;) {  // what memory runs out for is not counted
+    if (last.rows % stride == 0) last.offsets.push_back(static_cast<std::uint32_t>(last.used));
+    const auto length = row_length(last.data.get() + last.used);
+    last.used += length;
+    bytes_ += length;
     ++last.rows;
     ++rows_;
   }
-  last.used += size;
-  bytes_ += size;
 }
 
 const char* row_store::row(std::size_t index) const {

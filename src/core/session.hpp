@@ -331,6 +331,7 @@ class session {
 
   // A second attempt (recovery.cpp).
   static bool leaves_as_it_was(const exchange_promise& other);
+  static bool gives_way(const exchange_promise& writer);
   bool again_helps(const exchange_promise& p) const;
   bool may_run_again(const exchange_promise& p) const;
   void run_again(exchange_promise& p);

@@ -98,9 +98,8 @@ PyObject* abandon_method(PyObject* object, PyObject*) {
     auto* self = self_of(object);
     if (self->driver != nullptr && !check_process(self->driver)) return nullptr;
     if (self->waiter == nullptr) {
-      auto* driver = self->driver;
       abandon(self);
-      if (driver != nullptr && !tell_at_once(driver)) return nullptr;
+      if (self->driver != nullptr && !tell_at_once(self->driver)) return nullptr;
     } else if (!ref::steal(waiter_cancel(self->waiter, Py_None))) {
       return nullptr;
     }
@@ -283,10 +282,11 @@ void abandon(operation_object* handle, PyObject* error) {
     note_given_up(handle, handled.get() == Py_None ? nullptr : handled.get());
   }
   auto mine = let_go(handle);
+  driver = handle->driver;  // null where the last that held it were the arguments
   if (handle->op->done()) {
-    driver->session->take(*handle->op);
+    if (driver != nullptr) driver->session->take(*handle->op);
     handle->op->abandoned = true;
-  } else {
+  } else if (driver != nullptr) {
     driver->session->abandon(*handle->op);
     driver->unflushed = true;
   }

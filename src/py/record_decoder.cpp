@@ -22,6 +22,7 @@ struct record_decoder {
   std::size_t count;  // records so far
   bool begun;         // the header has been read
   bool ended;         // the trailer has
+  bool taking;        // what decodes may do anything: the data stays until it is over
 };
 
 constexpr std::size_t row_lead = 5;  // a DataRow's type byte and length
@@ -109,8 +110,19 @@ bool find_columns(record_decoder* self) {
   return self->plan != nullptr;
 }
 
+class taking {
+ public:
+  explicit taking(record_decoder* self) : self_(self) { self_->taking = true; }
+  taking(const taking&) = delete;
+  ~taking() { self_->taking = false; }
+
+ private:
+  record_decoder* self_;
+};
+
 bool take_rows(record_decoder* self, PyObject* list) {
   const auto columns = self->operation->op->results.front().columns;
+  const taking during(self);
   for (const auto limit = self->at + batch; self->at < limit;) {
     bool enough = self->begun;
     if (!enough && !read_header(self, enough)) return false;
@@ -129,6 +141,7 @@ bool take_rows(record_decoder* self, PyObject* list) {
 PyObject* take_records(PyObject* object, PyObject*) {
   return guarded([&]() -> PyObject* {
     auto* self = self_of(object);
+    if (self->taking) return raise_interface_error("its records are being taken");
     auto list = ref::steal(PyList_New(0));
     if (!list) return nullptr;
     const auto& results = self->operation->op->results;

@@ -17,6 +17,7 @@ class row_feed {
  public:
   std::size_t left() const { return rows_.size() - at_.taken(); }
   std::size_t number = 0;  // of the next row, among all
+  bool decoding = false;   // whose code may do anything: the rows stay until it is over
 
   void fill(core::row_store rows) {
     rows_ = std::move(rows);
@@ -44,12 +45,27 @@ row_feed& feed_of(operation_object* handle) {
   return *handle->feed;
 }
 
+class decoding {
+ public:
+  decoding(operation_object* handle, row_feed& feed) : handle_(handle), feed_(feed) { feed_.decoding = true; }
+  decoding(const decoding&) = delete;
+  ~decoding() {
+    feed_.decoding = false;
+    if (handle_->feed != &feed_) delete &feed_;  // abandoned meanwhile
+  }
+
+ private:
+  operation_object* handle_;
+  row_feed& feed_;
+};
+
 // Decodes the next `count` rows. A list, shorter where one can't be decoded: then `bad_value` is set.
 PyObject* decode(operation_object* handle, row_feed& feed, std::size_t count) {
   const auto columns = handle->op->results.front().columns;
   const auto plan = find_plan(columns, false);
   auto list = plan ? new_list(static_cast<Py_ssize_t>(count)) : ref();
   if (!list) return nullptr;
+  const decoding during(handle, feed);
   for (std::size_t i = 0; i < count; ++i) {
     const char* message = handle->feed == &feed ? feed.take() : nullptr;
     PyObject* row = message != nullptr ? plan->row(*columns, message, feed.number++) : nullptr;
@@ -75,6 +91,7 @@ PyObject* take_rows(operation_object* handle, std::size_t at_most) {
   if (!op.portal) return raise_interface_error("the operation gives its rows at its end, by result()");
   if (op.abandoned) return raise_interface_error("the operation was abandoned");
   auto& feed = feed_of(handle);
+  if (feed.decoding) return raise_interface_error("its rows are being taken");
   if (feed.left() == 0 && handle->bad_value == nullptr) {
     if (handle->driver != nullptr) {
       feed.fill(handle->driver->session->take_rows(op));
@@ -184,12 +201,20 @@ class begin_open final : public request_begin {
   std::uint32_t limit_;
 };
 
+// BEGIN does not ride in front of rows that come in parts.
+bool stands_alone(PyObject* object) {
+  if (driver_of(object)->ahead == nullptr) return true;
+  raise_interface_error("_start_behind() takes what starts one request, no stream");
+  return false;
+}
+
 PyObject* start_stream(PyObject* object, PyObject* args) {
   PyObject *sql = nullptr, *arguments = nullptr, *credit = nullptr;
   if (!PyArg_ParseTuple(args, "OOO:start_stream", &sql, &arguments, &credit)) return nullptr;
   return guarded([&]() -> PyObject* {
     const auto rows = credit == Py_None ? 0 : row_count(credit, "credit");
     if (rows == 0 && credit != Py_None) return nullptr;
+    if (!stands_alone(object)) return nullptr;
     begin_stream how(rows);
     return start_with_arguments(driver_of(object), sql, arguments, how);
   });
@@ -202,6 +227,7 @@ PyObject* start_open(PyObject* object, PyObject* args) {
   return guarded([&]() -> PyObject* {
     const auto rows = row_count(limit, "limit");
     if (rows == 0) return nullptr;
+    if (!stands_alone(object)) return nullptr;
     begin_open how(portal, rows);
     return start_with_arguments(driver_of(object), sql, arguments, how);
   });
@@ -238,7 +264,8 @@ PyObject* close_portal(PyObject* object, PyObject* args) {
 }  // namespace
 
 void forget_rows(operation_object* handle) {
-  delete std::exchange(handle->feed, nullptr);
+  auto* feed = std::exchange(handle->feed, nullptr);
+  if (feed != nullptr && !feed->decoding) delete feed;
 }
 
 PyMethodDef row_methods[] = {

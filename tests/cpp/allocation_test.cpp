@@ -198,6 +198,107 @@ void begins(playing& p) {
   p.receive(begun + begun + ready('T') + begun + begun + begun + ready('T'));
 }
 
+const std::string a_query = "select 1 as a_name_of_more_than_fifteen_bytes";
+
+// What has come of a stream, or of its failure, can be walked to its end.
+void take_rows(playing& p, operation& op) {
+  core::row_store rows;
+  p.make([&] { rows = p.talk->take_rows(op); });
+  core::row_walk walk(rows);
+  std::size_t bytes = 0;
+  while (walk.taken() < rows.size()) bytes += core::row_length(walk.take());
+  EXPECT_EQ(bytes, rows.bytes());
+}
+
+void streams(playing& p) {
+  connected(p);
+  p.start([&] { return p.talk->start_stream(a_query, 0); });
+  p.pump();
+  p.receive(described);
+  const auto before = p.started.size();
+  std::string many = message('2');
+  for (int i = 0; i < 40; ++i) many += row;
+  p.receive(many);
+  if (before > 1) take_rows(p, *p.started[1]);
+  p.receive(row + message('C', text("SELECT 41")) + ready());
+  if (before > 1) take_rows(p, *p.started[1]);
+  p.start([&] { return p.talk->start_stream(a_query, 2); });
+  p.pump();
+  p.receive(message('2') + row + row + message('s'));
+  if (p.talk->ended() || p.started.size() < 3) return;
+  take_rows(p, *p.started[2]);
+  p.talk->grant(*p.started[2], 5);
+  p.pump();
+  p.receive(row);
+  if (p.talk->ended()) return;
+  p.make([&] { p.talk->abandon(*p.started[2]); });
+  p.receive(message('C', text("SELECT 1")) + ready());
+}
+
+void copies(playing& p) {
+  connected(p);
+  const std::string begun = message('1') + message('2');
+  p.start([&] { return p.talk->start_copy_in("copy a_table_of_more_than_fifteen_bytes from stdin"); });
+  p.pump();
+  p.receive(begun + message('G', std::string(1, '\0') + int16(0)));
+  if (p.talk->ended() || p.started.size() < 2) return;
+  p.make([&] { p.talk->feed(*p.started[1], std::string(300'000, 'x')); });
+  p.pump();
+  p.make([&] { p.talk->finish_feed(*p.started[1]); });
+  p.receive(message('C', text("COPY 1 of more than fifteen bytes")) + ready());
+  p.start([&] { return p.talk->start_copy_out("copy a_table_of_more_than_fifteen_bytes to stdout", a_query); });
+  p.pump();
+  p.receive(described + begun + message('H', std::string(1, '\0') + int16(0)) + message('d', long_text));
+  if (p.talk->ended() || p.started.size() < 3) return;
+  p.make([&] { EXPECT_EQ(p.talk->take_data(*p.started[2]), long_text); });
+  p.receive(message('d', long_text) + error("ERROR", "22012") + ready());
+}
+
+// The second of two gives way to the request ahead of it, which runs again.
+void batches(playing& p) {
+  connected(p);
+  p.start([&] { return p.talk->start_batch(); });
+  if (p.talk->ended() || p.started.size() < 2) return;
+  for (int i = 0; i < 2; ++i) p.make([&] { p.talk->add(*p.started[1], a_query); });
+  p.pump();
+  p.receive(described);
+  p.make([&] { p.talk->end_items(*p.started[1]); });
+  const auto item = message('2') + row + message('C', text("SELECT 1 of more than fifteen bytes"));
+  p.receive(item + item + ready());
+  p.execute(a_query);
+  p.pump();
+  p.start([&] { return p.talk->start_batch(); });
+  if (p.talk->ended() || p.started.size() < 4) return;
+  p.receive(error("ERROR", "26000") + ready());
+  p.make([&] { p.talk->add(*p.started[3], a_query); });
+  p.receive(message('3') + described);
+  p.receive(item + ready());
+  if (p.talk->ended()) return;
+  p.make([&] { p.talk->abandon(*p.started[3]); });
+  p.receive(item + ready());
+}
+
+void many_rows(playing& p) {
+  connected(p);
+  p.start([&] { return p.talk->start_executemany(a_query); });
+  if (p.talk->ended() || p.started.size() < 2) return;
+  auto& op = *p.started[1];
+  p.make([&] { p.talk->describe_items(op); });
+  p.pump();
+  p.receive(described);
+  for (int i = 0; i < 3 && !p.talk->ended(); ++i) {
+    std::string run;
+    for (int k = 0; k < 3; ++k) core::append_execution(run, *op.statement, no_arguments, false);
+    p.make([&] { p.talk->feed(op, run, 3); });
+    p.pump();
+  }
+  const auto item = message('2') + row + message('C', text("SELECT 1 of more than fifteen bytes"));
+  p.receive(item + item);
+  if (p.talk->ended()) return;
+  p.make([&] { p.talk->abandon(op); });
+  p.receive(item + error("ERROR", "34000") + ready());
+}
+
 void closed(playing& p) {
   connected(p);
   p.execute("select 1 as a_name_of_more_than_fifteen_bytes");
@@ -294,15 +395,15 @@ TEST_P(allocation, each_fails_once) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(dialogues, allocation,
-                         testing::Values(std::pair{"scram", &scram}, std::pair{"md5", &md5},
-                                         std::pair{"queries", &queries}, std::pair{"scripts", &scripts},
-                                         std::pair{"begins", &begins}, std::pair{"closed", &closed},
-                                         std::pair{"fatal", &fatal}, std::pair{"lost", &lost},
-                                         std::pair{"violated", &violated}, std::pair{"failed", &failed},
-                                         std::pair{"abandoned_connect", &abandoned_connect},
-                                         std::pair{"destroyed", &destroyed}),
-                         [](const auto& each) { return each.param.first; });
+INSTANTIATE_TEST_SUITE_P(
+    dialogues, allocation,
+    testing::Values(std::pair{"scram", &scram}, std::pair{"md5", &md5}, std::pair{"queries", &queries},
+                    std::pair{"scripts", &scripts}, std::pair{"begins", &begins}, std::pair{"streams", &streams},
+                    std::pair{"copies", &copies}, std::pair{"batches", &batches}, std::pair{"many_rows", &many_rows},
+                    std::pair{"closed", &closed}, std::pair{"fatal", &fatal}, std::pair{"lost", &lost},
+                    std::pair{"violated", &violated}, std::pair{"failed", &failed},
+                    std::pair{"abandoned_connect", &abandoned_connect}, std::pair{"destroyed", &destroyed}),
+    [](const auto& each) { return each.param.first; });
 
 }  // namespace
 }  // namespace pgpoll

@@ -8,6 +8,7 @@ from backend import (
     INT4,
     TEXT,
     bind_complete,
+    close_complete,
     column,
     command_complete,
     data_row,
@@ -24,6 +25,7 @@ from backend import (
     selected,
 )
 from dialogues.execute import KNOWN, NEW, ONE, knows
+from dialogues.recovery import AGAIN, STALE, described_again
 from dialogues.registry import dialogue
 from pgpoll import core, errors
 from script import Run, Script, plain, where
@@ -112,6 +114,13 @@ def batch_with_an_empty_statement() -> Script:
     script = batch().act(add("")).expect(*NEW).send(described()).act(end)
     script.expect(*ITEM, "Sync").send(bind_complete(), empty_query(), ready_for_query())
     return script.check(gives_items(([], "")))
+
+
+@dialogue
+def batch_with_an_empty_statement_behind_rows() -> Script:
+    script = batch().act(add(ONE, "")).expect(*ITEM, *NEW).send(GOOD, described()).act(end)
+    script.expect(*ITEM, "Sync").send(bind_complete(), empty_query(), ready_for_query())
+    return script.check(gives_items(([(1,)], "SELECT 1"), ([], "")))
 
 
 @dialogue
@@ -457,7 +466,7 @@ def batch_goes_on_behind_a_head_that_was_abandoned() -> Script:
 
 @dialogue
 def cancelled_by_hand_while_a_batch_is_open() -> Script:
-    """Its items go on, for nothing else could end it; the stray cancellation is drained behind its Sync."""
+    """Its items wait for the end of that socket. They go on in front of the drain: nothing else could end it."""
     return (
         batch(memory_only=True)
         .act(add(ONE))
@@ -465,14 +474,97 @@ def cancelled_by_hand_while_a_batch_is_open() -> Script:
         .act(lambda run: run.client.cancel_started())
         .act(add(ONE))
         .act(end)
-        .expect(*ITEM, "Sync")
+        .expect()
         .act(lambda run: run.client.cancel_ended())
+        .expect(*ITEM, "Sync")
         .send(GOOD, error_response("57014", "canceling statement due to user request"), ready_for_query())
         .expect("Query")
         .send(empty_query(), ready_for_query())
         .raises("b", errors.QueryCanceled)
         .check(fails_at(1))
     )
+
+
+@dialogue
+def batch_behind_a_head_that_is_cancelled() -> Script:
+    """The head has ended, the socket of its CancelRequest has not: that strikes no item that was not on the wire."""
+    return (
+        knows(memory_only=True)
+        .start("gone", "execute", ONE)
+        .start("b", "batch")
+        .act(add(ONE))
+        .expect(*KNOWN, *ITEM)
+        .abandon("gone")
+        .act(lambda run: run.client.cancel_started())
+        .send(GOOD, ready_for_query(), GOOD)
+        .act(add(ONE))
+        .expect()
+        .act(lambda run: run.client.cancel_ended())
+        .expect(*ITEM)
+        .act(end)
+        .expect("Sync")
+        .send(GOOD, ready_for_query())
+        .expect("Query")
+        .send(empty_query(), ready_for_query())
+        .cancelled("gone")
+        .check(gives_items(([(1,)], "SELECT 1"), ([(1,)], "SELECT 1")))
+    )
+
+
+# A batch that has sent nothing gives way to what runs again.
+
+
+def gives_way() -> Script:
+    """ "a" failed for no fault of its own while a batch was open behind it."""
+    script = knows().start("a", "execute", ONE).expect(*KNOWN).start("b", "batch")
+    return script.send(STALE, ready_for_query()).expect(*AGAIN)
+
+
+@dialogue
+def batch_without_items_gives_way() -> Script:
+    script = gives_way().act(add(ONE)).start("next", "execute", ONE).send(described_again()).expect(*KNOWN, *ITEM)
+    script.send(GOOD, ready_for_query()).gives("a", [(1,)], "SELECT 1").act(end).expect("Sync", *KNOWN)
+    script.send(GOOD, ready_for_query(), GOOD, ready_for_query()).gives("next", [(1,)], "SELECT 1")
+    return script.check(gives_items(([(1,)], "SELECT 1")))
+
+
+@dialogue
+def batch_ended_while_it_gives_way() -> Script:
+    script = gives_way().act(end).start("next", "execute", ONE).send(described_again()).expect(*KNOWN * 2)
+    return script.send((GOOD + ready_for_query()) * 2).gives("b").gives("next", [(1,)], "SELECT 1")
+
+
+@dialogue
+def batch_abandoned_while_it_gives_way() -> Script:
+    script = gives_way().abandon("b").start("next", "execute", ONE).send(described_again()).expect(*KNOWN * 2)
+    return script.send((GOOD + ready_for_query()) * 2).cancelled("b").gives("next", [(1,)], "SELECT 1")
+
+
+@dialogue
+def batch_gives_way_to_two() -> Script:
+    script = knows().start("a", "execute", ONE).start("c", "execute", ONE).expect(*KNOWN * 2).start("b", "batch")
+    script.send((STALE + ready_for_query()) * 2).expect(*AGAIN).act(add(ONE)).send(described_again())
+    script.expect(*KNOWN * 2, *ITEM).act(end).expect("Sync").send((GOOD + ready_for_query()) * 3)
+    script.gives("a", [(1,)], "SELECT 1").gives("c", [(1,)], "SELECT 1")
+    return script.check(gives_items(([(1,)], "SELECT 1")))
+
+
+@dialogue
+def many_rows_give_way() -> Script:
+    script = knows_insert().start("a", "execute", INSERT, (0,)).expect(*KNOWN).start("b", "executemany", INSERT)
+    again = where("Close", target="S", of=INSERT), where("Parse", query=INSERT), "Describe", "Flush"
+    script.send(STALE, ready_for_query()).expect(*again)
+
+    def no_room(run: Run) -> None:
+        assert run.operations["b"].feed_rows(iter(())) is False
+        assert not run.operations["b"].stirred
+
+    def stirs(run: Run) -> None:
+        assert run.operations["b"].stirred
+
+    script.act(no_room).send(close_complete(), described(parameters=(INT4,))).expect(*KNOWN).act(stirs)
+    script.act(feed((1,), (2,))).act(end).expect(*ITEM * 2, "Sync")
+    return script.send(DONE, ready_for_query(), DONE, DONE, ready_for_query()).gives("b", [], "INSERT 0 2")
 
 
 # executemany.

@@ -206,6 +206,7 @@ def executemany(
     """One statement for all rows. Atomic, whoever fails."""
     source, each = _iterator(rows, asynchronous=asynchronous)
     operation = yield from started(blocks, hold)
+    hold.block.carry()  # a task that `rows` makes would wait for itself
     try:
         told = 0
         exhausted, pending = False, iter(())
@@ -232,6 +233,7 @@ def executemany(
         blame(error, operation, "executemany")
         raise
     finally:
+        hold.block.drop()
         blocks.release(hold.block)
     return result
 

@@ -800,3 +800,14 @@ def test_poll_api_errors(dsn: str) -> None:
     with pytest.raises(pgpoll.InterfaceError, match="iterator"):
         many.feed_rows([])  # type: ignore[arg-type]
     assert core.RESULT == 0
+
+
+async def test_rows_that_use_the_connection_in_a_task_of_their_own(conn: pgpoll.Connection) -> None:
+    async def rows() -> AsyncIterator[tuple[int]]:
+        yield (1,)
+        await asyncio.create_task(conn.execute("select 1"))
+
+    with pytest.raises(pgpoll.InterfaceError, match="a batch is open here"):
+        async with asyncio.timeout(5):
+            await conn.executemany("select $1::int4", rows())
+    assert await asyncio.create_task(conn.fetchval("select 1")) == 1

@@ -207,6 +207,7 @@ def executemany(
     check_callback("on_progress", on_progress)
     source, each = _iterator(rows, asynchronous=asynchronous)
     operation = yield from started(blocks, hold)
+    hold.block.carry()  # a task that `rows` makes would wait for itself
     try:
         told = 0
         exhausted, pending = False, iter(())
@@ -233,6 +234,7 @@ def executemany(
         blame(error, operation, "executemany")
         raise
     finally:
+        hold.block.drop()
         blocks.release(hold.block)
     return result
 

@@ -126,12 +126,12 @@ class Copying(Generic[T]):
         assert self.result is not None
         return self.result
 
-    def _drop(self) -> None:
-        """It ends here, whatever was to come."""
+    def _drop(self, kind: type[BaseException] | None = None) -> None:
+        """It ends here, whatever was to come; by a `kind` of exception."""
         if not self._over:
             self._over = True
-            if self._block is not None:
-                self._driver.drop(self._block)
+            if self._block is not None:  # a generator may be closed by a finalizer
+                (self._driver.doom if kind is GeneratorExit else self._driver.drop)(self._block)
         self._ready = iter(())
 
     def __del__(self) -> None:
@@ -173,7 +173,7 @@ class CopyOut(Copying[T]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._drop()
+        self._drop(kind)
 
 
 class BlockingCopyOut(Copying[T]):
@@ -205,7 +205,7 @@ class BlockingCopyOut(Copying[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._drop()
+        self._drop(kind)
 
 
 # By the type's output function, which its cast to text need not be; not null in the sense of IS DISTINCT FROM.

@@ -23,6 +23,7 @@ import logging
 import os
 import threading
 from asyncio import CancelledError, current_task
+from collections import deque
 from contextvars import Context, copy_context
 from functools import partial
 from socket import SOCK_STREAM
@@ -81,6 +82,7 @@ class Driver:
         self._notices = Notices(self.core, observers.on_notice, self._failed)
         self.listening = Listening(self.core, self.blocks, self)
         self._handing_over = False
+        self._apart: deque[Callable[[], object]] = deque()  # what is to be done when nobody is within the blocks
         self.core._attach(
             self.loop,
             self.loop.call_soon,
@@ -111,11 +113,13 @@ class Driver:
     # -- requests
 
     def check_loop(self) -> None:
-        """InterfaceError where the running loop is not the connection's."""
+        """Before each verb. InterfaceError where the running loop is not the connection's."""
         if not self.ours:
             raise errors.InterfaceError("the connection was made before a fork: it belongs to the parent process")
         if (running := asyncio._get_running_loop()) is not self.loop:
             raise errors.InterfaceError(f"the connection belongs to {self.loop!r}, not to the running loop {running!r}")
+        if self._apart:
+            self._see_apart()
 
     async def request(
         self,
@@ -202,14 +206,20 @@ class Driver:
         self.apart(partial(self.blocks.doom, block))
 
     def apart(self, call: Callable[[], object]) -> None:
-        """`call()` in the loop's thread, now where that is this one; nothing where the connection has ended."""
+        """`call()` in the loop, soon, or before the next verb; nothing where the connection has ended.
+
+        Never now: a finalizer may have interrupted whatever runs in the loop's thread, the blocks' own code as well.
+        """
         if self._over or self.loop.is_closed() or not self.ours:
             return
-        if threading.get_ident() == self._thread and asyncio._get_running_loop() is self.loop:
-            call()
-        else:
-            with contextlib.suppress(RuntimeError):  # closed meanwhile
-                self.loop.call_soon_threadsafe(call, context=_EMPTY.copy())
+        self._apart.append(call)
+        here = threading.get_ident() == self._thread and asyncio._get_running_loop() is self.loop
+        with contextlib.suppress(RuntimeError):  # closed meanwhile
+            (self.loop.call_soon if here else self.loop.call_soon_threadsafe)(self._see_apart, context=_EMPTY.copy())
+
+    def _see_apart(self) -> None:
+        while self._apart and not self._over:
+            self._apart.popleft()()
 
     def nudge(self, call: Callable[[], T]) -> T:
         """`call()`, and what it has written leaves at once: the server goes on while its caller does."""
@@ -225,9 +235,8 @@ class Driver:
             return
         if at_once and asyncio._get_running_loop() is self.loop:
             self.listening.leave(box)
-            return
-        with contextlib.suppress(RuntimeError):  # closed meanwhile
-            self.loop.call_soon_threadsafe(self.listening.leave, box, context=_EMPTY.copy())
+        else:
+            self.apart(partial(self.listening.leave, box))
 
     def hold(self, channel: str, start: Callable[[], core.Operation[Any]], via: Block | None, where: str) -> Hold:
         """The turn of a channel, as the current task's."""
@@ -250,6 +259,8 @@ class Driver:
 
     def inside(self, via: Block | None) -> bool:
         """Whether a request may go now; see Blocks.admits."""
+        if self._apart:
+            self._see_apart()
         return self.blocks.admits(via, current_task(), carried())
 
     async def step(self, step: Step, expiry: _Expiry | None) -> Any:
@@ -447,6 +458,7 @@ class Driver:
         if self._over:
             return
         self._over = True
+        self._apart.clear()
         self._socket.forget()
         self.core.close_fd()
         for timer in (self._deadline, self._patience, self._grace, self._stray):

@@ -57,6 +57,7 @@ class Driver:
         self.core = core.Connection(options, pipeline=True, max_queued=options.max_queued or 0)
         self.blocks = Blocks(self.core, self, options.max_queued)
         self.mutex = threading.RLock()
+        self._owned: Callable[[], bool] = self.mutex._is_owned  # type: ignore[attr-defined] # as Condition does
         self._changed = threading.Condition(self.mutex)
         self._watched: list[tuple[core.Operation[Any], Callable[[], None]]] = []
         self._cancel: tuple[core.Cancel, float] | None = None  # under way, and when its time is up
@@ -83,7 +84,7 @@ class Driver:
     def execute(self, sql: str | core.PreparedStatement, args: tuple[Any, ...], want: core.Want[T]) -> T:
         """As `request`, of an execute without a timeout: nothing to wait for but the server, as a rule."""
         with self.mutex:
-            if not (self.blocks.stack or self._watched or self._cancel or self._stray or self._driving):
+            if not (self.blocks.stack or self._watched or self._cancel or self._stray or self._driving or self._apart):
                 operation = None
                 news = False  # some are told already, and others may have been taken with them
                 try:
@@ -99,6 +100,9 @@ class Driver:
                     self._driving = False
                     if news or self.core._news:
                         self._tell_all()
+                    if self._apart:
+                        self._settle()
+                        self._end_abandoned(0.0)
                     return operation.result()
                 except BaseException:
                     self._driving = False
@@ -169,6 +173,7 @@ class Driver:
                 result: T = stop.value
                 return result
             except BaseException:
+                self._settle()  # what the flow has let go of
                 self._end_abandoned()
                 raise
             finally:
@@ -207,6 +212,8 @@ class Driver:
             self.blocks.release(block)
             if not self._driving:
                 self._end_abandoned()
+        if self._apart:
+            self._see_apart()
 
     def _end_abandoned(self, seconds: float = INTERRUPT_SECONDS) -> None:
         """A channel may have been let go of: its end leaves, or what runs is cancelled, within so many seconds."""
@@ -226,13 +233,16 @@ class Driver:
         self.apart(partial(self.listening.leave, box))
 
     def apart(self, call: Callable[[], object]) -> None:
-        """`call()` when nobody drives, from wherever; what it has written, or abandoned, is seen to now."""
+        """`call()` when nobody has the mutex, from wherever; what it has written, or abandoned, is seen to now."""
         self._apart.append(call)
-        if self.ours and self.mutex.acquire(blocking=False):  # else whoever has it sees to it
+        self._see_apart()
+
+    def _see_apart(self) -> None:
+        """Whoever has the mutex sees to it in the end: this thread, too, which may be anywhere within (a finalizer)."""
+        while self._apart and self.ours and not self._owned() and self.mutex.acquire(blocking=False):
             try:
-                if not self._driving and not self.core.closed:
-                    self._settle()
-                    self._end_abandoned(0.0)
+                self._settle()
+                self._end_abandoned(0.0)
             finally:
                 self.mutex.release()
 
@@ -617,6 +627,8 @@ class _Held:
 
     def __exit__(self, *_: object) -> None:
         self._driver.mutex.release()
+        if self._driver._apart:
+            self._driver._see_apart()
 
 
 def resolved(options: conninfo.Options) -> conninfo.Options:

@@ -104,7 +104,7 @@ class Batch(_batches.Batch):
                 await driver.run(_batches.leave(self, driver.blocks, driver.core.flush))
             else:
                 self._break(error)
-                driver.doom(hold.block)
+                (driver.doom if kind is GeneratorExit else driver.drop)(hold.block)  # that may be by a finalizer
         finally:
             self._verbs = None
 

@@ -454,7 +454,8 @@ class Transaction(Verbs):
         if error is None or isinstance(error, Exception):
             await driver.run(_flows.leave(driver.blocks, block, error, self._end))
         else:
-            driver.doom(block)  # cancelled, or a generator closed: the rollback needs no task
+            # cancelled, or a generator closed, maybe by a finalizer: the rollback needs no task
+            (driver.doom if kind is GeneratorExit else driver.blocks.doom)(block)
 
     def _end(self, commit: bool, prepare: str = "") -> _flows.Flow[None]:
         driver = self._driver

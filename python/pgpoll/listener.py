@@ -40,6 +40,7 @@ class Listener(Listens):
     async def next(self, *, timeout: float | None = None) -> Notification | None:
         """The next notification; None where none has come within so many seconds, or after it has been left."""
         driver, box = self._parent._driver, self._box
+        driver.check_loop()
         until = None if timeout is None else driver.loop.time() + seconds(timeout)
         while True:
             if box.state is NEW:
@@ -58,7 +59,7 @@ class Listener(Listens):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._parent._driver.dismiss(self._box, at_once=True)
+        self._parent._driver.dismiss(self._box, at_once=kind is not GeneratorExit)
 
     def __aiter__(self) -> Listener:
         return self

@@ -316,8 +316,7 @@ class Transaction(Verbs):
         if error is None or isinstance(error, Exception):
             driver.run(leave(driver.blocks, block, error, self._end))
         else:
-            with driver.mutex:  # Ctrl-C: the next verb rolls it back
-                driver.blocks.doom(block)
+            driver.doom(block)  # Ctrl-C, or a generator closed, maybe by a finalizer
 
     def _end(self, commit: bool, prepare: str = "") -> Flow[None]:
         driver = self._driver

@@ -395,12 +395,13 @@ class Transaction(Verbs):
     rolled back, with a ResourceWarning.
     """
 
-    __slots__ = ("_block", "_parent")
+    __slots__ = ("_block", "_left", "_parent")
 
     def __init__(self, parent: Verbs, block: Block) -> None:
         super().__init__(parent._driver, block, (block,))
         self._parent = parent  # also keeps the connection
         self._block = block
+        self._left = False  # `with` has been left: what is still to be done needs no handle
 
     async def start(self, *, timeout: float | None = None) -> None:
         """BEGIN, or SAVEPOINT, sent at once; waits for others' transactions. Once only. `timeout` is in seconds."""
@@ -449,6 +450,7 @@ class Transaction(Verbs):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._left = True
         driver, block = self._driver, self._block
         block.drop()
         if error is None or isinstance(error, Exception):
@@ -464,7 +466,7 @@ class Transaction(Verbs):
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         block = getattr(self, "_block", None)  # unset where __init__ failed
-        if block is not None and block.live and not self._core.closed and self._driver.ours:
+        if block is not None and block.live and not self._left and not self._core.closed and self._driver.ours:
             _warn(f"unfinished transaction {self!r}", ResourceWarning, stacklevel=2, source=self)
             self._driver.doom(block)
 

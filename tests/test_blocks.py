@@ -276,6 +276,27 @@ def test_strangers_are_started_in_order_after_the_end(desk: Desk) -> None:
     assert not desk.blocks.stack
 
 
+def test_who_went_away_and_could_not_say_so_yet_is_not_started(desk: Desk) -> None:
+    """Its task was cancelled, or its time is up, and the loop has not come to it."""
+    alice = opened(desk)
+    left, stayed = desk.request(BOB, "left"), desk.request(CAROL, "stayed")
+    block = desk.start(BOB)
+    last = desk.request(CAROL, "last")
+    assert left is not None
+    assert stayed is not None
+    assert last is not None
+    left.gone = block.control.gone = lambda: True
+    desk.end(alice, ALICE)
+    desk.answer(1)
+    assert desk.queued == ["stayed", "last"]
+    assert not left.decided
+    assert desk.blocks.give_up(left) is False
+    block.interrupt(Cancelled())
+    assert block.control.block.state is State.ENDED
+    assert desk.blocks.oldest is None
+    assert desk.queued == ["stayed", "last"]
+
+
 def test_a_strangers_block_stops_the_run_and_owns(desk: Desk) -> None:
     alice = opened(desk)
     first = desk.request(BOB, "first")

@@ -568,8 +568,8 @@ class Blocks:
 
     def _run(self, started: list[Turn]) -> None:
         for turn in tuple(self._line):
-            if turn not in self._line:
-                continue  # withdrawn by what a start ran
+            if turn not in self._line or turn.gone():
+                continue  # withdrawn by what a start ran, or soon
             try:
                 if not self._may_go(turn):
                     continue

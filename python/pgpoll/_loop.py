@@ -151,7 +151,7 @@ class Driver:
         turn = self.turn(start, via)
         turn.opens = opens
         woken: Future[core.Waiter[T]] = self.loop.create_future()
-        turn.wake = partial(self._started, turn, woken)
+        turn.wake, turn.gone = partial(self._started, turn, woken), woken.done
         self.blocks.line_up(turn)
         observed = InLine(self.core, turn, sql) if self._observed else None
         self._be_patient()
@@ -343,7 +343,7 @@ class Driver:
 
     async def _turn_of(self, turn: Turn, expiry: _Expiry | None) -> None:
         woken = self.loop.create_future()
-        turn.wake = partial(_set, woken)
+        turn.wake, turn.gone = partial(_set, woken), woken.done
         if expiry is not None:
             expiry.awaited = woken
         self._be_patient()

@@ -105,9 +105,15 @@ class Block:
 
 
 class Turn:
-    """A request's place in the line. `wake` is called once, when it is decided: started (`operation`) or refused."""
+    """A request's place in the line. `wake` is called once, when it is decided: started (`operation`) or refused.
 
-    __slots__ = ("carried", "context", "decided", "error", "opens", "operation", "since", "start", "via", "wake", "who")
+    `gone()` says that nobody waits any more, though they have not given it up yet: it is not started then.
+    """
+
+    __slots__ = (
+        *("carried", "context", "decided", "error", "gone", "opens", "operation", "since", "start", "via", "wake"),
+        "who",
+    )
 
     def __init__(
         self,
@@ -131,6 +137,7 @@ class Turn:
         self.error: BaseException | None = None
         self.decided = False
         self.wake: Callable[[], None] = _nobody
+        self.gone: Callable[[], bool] = _still_there
 
 
 class Hold(Turn):
@@ -187,6 +194,10 @@ class Control(Turn):
 
 def _nobody() -> None:
     pass
+
+
+def _still_there() -> bool:
+    return False
 
 
 def _unstartable() -> core.Operation[Any]:

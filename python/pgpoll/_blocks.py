@@ -380,9 +380,11 @@ class Blocks:
                 raise errors.InterfaceError("the connection is closed")
             block.state, control.decided = LAZY, True
         else:
-            self._watch(control, self._open(partial(self._core.start_command, command)))
+            operation = self._open(partial(self._core.start_command, command))
             block.state, block.begun = STARTING, True
         self.stack.append(block)
+        if not block.lazy:
+            self._watch(control, operation)
 
     def _unbegun(self) -> list[Block]:
         """The blocks that have not begun, all of them innermost. Raises InterfaceError where they never can."""
@@ -414,12 +416,7 @@ class Blocks:
             control.operation, control.operations, control.rides = operation, (operation,), rides
             block.state, block.begun = STARTING, True
             self._busy.add(block)
-            self._engine.tell(operation, partial(self._opened, control))
-
-    def _opened(self, control: Control) -> None:
-        """A block that was entered lazily has begun, or has not; where the connection has ended lost() follows."""
-        if not self._core.closed:
-            self._answered(control)
+            self._engine.tell(operation, partial(self._answered, control))
 
     def _finish(self, control: Control) -> None:
         block = control.block
@@ -445,8 +442,9 @@ class Blocks:
         if control.commit and status == "E":
             control.commit, control.spoiled = False, True
         commands = (control.prepare,) if control.commit and control.prepare else _ending(block, commit=control.commit)
-        self._watch(control, *(self._core.start_command(command) for command in commands))
+        operations = tuple(self._core.start_command(command) for command in commands)
         block.state = ENDING
+        self._watch(control, *operations)
 
     def _watch(self, control: Control, *operations: core.Operation[Any]) -> None:
         control.operations, control.operation = operations, operations[-1]
@@ -467,6 +465,9 @@ class Blocks:
         control.decided = True
         block, failed = control.block, control.error is not None
         self._busy.discard(block)
+        if self._core.closed:  # lost() follows
+            control.wake()
+            return
         if block.state is STARTING and not failed:
             block.state = OPEN
         elif block.state is STARTING or (block.state is DOOMED and failed):

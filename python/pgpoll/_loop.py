@@ -36,7 +36,6 @@ from pgpoll._listening import Listening, Mailbox
 from pgpoll._observing import SLICE_SECONDS, InLine, Notices, Observers, RequestRecord
 from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS, CancelRequest, Registration
 from pgpoll._turns import Block, Control, Hold, Turn, carried
-from pgpoll._watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +70,6 @@ class Driver:
         self._grace_head = 0
         self._stray: asyncio.TimerHandle | None = None  # how long a CancelRequest may still strike
         self._news: dict[core.Operation[Any], Future[None]] = {}  # who waits for a channel
-        self._watches: dict[core.Operation[Any] | None, Watch] = {}
         self._closed: Future[None] | None = None  # of close(): done when the connection has ended
         self._deadline: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
@@ -114,9 +112,10 @@ class Driver:
 
     def check_loop(self) -> None:
         """Before each verb. InterfaceError where the running loop is not the connection's."""
-        if not self.ours:
-            raise errors.InterfaceError("the connection was made before a fork: it belongs to the parent process")
-        if (running := asyncio._get_running_loop()) is not self.loop:
+        if not self.core._runs_here():
+            if not self.ours:
+                raise errors.InterfaceError("the connection was made before a fork: it belongs to the parent process")
+            running = asyncio._get_running_loop()
             raise errors.InterfaceError(f"the connection belongs to {self.loop!r}, not to the running loop {running!r}")
         if self._apart:
             self._see_apart()
@@ -321,7 +320,6 @@ class Driver:
 
     def _stirred(self, operation: core.Operation[Any]) -> None:
         if operation.done():
-            operation.on_stir = None
             self.blocks.settle()
         if (news := self._news.get(operation)) is not None and not news.done():
             news.set_result(None)
@@ -330,14 +328,13 @@ class Driver:
         """Waits until a block's start or end is decided. Cancelling this cancels nothing else."""
         if not control.decided and control.operation is None:  # it stands in the line
             await self._turn_of(control, expiry)
-        if not control.decided and (watch := self._watches.get(control.operation)) is not None:
+        if not control.decided and control.operation is not None:
+            waiter = self.core._shielded_waiter(control.operation)
             if expiry is not None:
-                expiry.awaited = watch
-            watch.take_over()
-            try:
-                await watch
-            finally:
-                watch.give_back()
+                expiry.awaited = waiter
+            await waiter
+        if not control.decided:  # it was done when it was watched
+            await self._turn_of(control, expiry)
         if control.error is not None:
             raise control.error
 
@@ -384,27 +381,15 @@ class Driver:
 
     def watch(self, operation: core.Operation[Any], done: Callable[[], None]) -> None:
         """See _blocks.Engine."""
-        if operation.done():
-            self.loop.call_soon(done, context=_EMPTY.copy())
-            return
-        self._watches[operation] = Watch(self, operation, done)
+        self.tell(operation, done)
         self.core._flush_soon()
-
-    def unwatch(self, operation: core.Operation[Any]) -> None:
-        """It is done."""
-        self._watches.pop(operation, None)
 
     def tell(self, operation: core.Operation[Any], done: Callable[[], None]) -> None:
         """See _blocks.Engine."""
-
-        def told() -> None:
-            operation.on_stir = None
-            done()
-
         if operation.done():
             self.loop.call_soon(done, context=_EMPTY.copy())
         else:
-            operation.on_stir = told
+            operation.on_stir = done
 
     def flush(self) -> None:
         """See _blocks.Engine."""
@@ -413,9 +398,7 @@ class Driver:
 
     def attend(self, operation: core.Operation[Any]) -> None:
         """See _blocks.Engine."""
-        operation.on_stir = partial(self._stirred, operation)
-        if operation.done():
-            self.loop.call_soon(self._stirred, operation, context=_EMPTY.copy())
+        self.tell(operation, partial(self._stirred, operation))
 
     def abort(self, why: str) -> None:
         """See _blocks.Engine."""
@@ -594,9 +577,7 @@ class _Expiry:
     Where that is over when the time is up, and its task has not gone on yet, the next wait ends.
     """
 
-    def __init__(
-        self, driver: Driver, seconds: float, awaited: core.Waiter[Any] | Future[Any] | Watch | None = None
-    ) -> None:
+    def __init__(self, driver: Driver, seconds: float, awaited: core.Waiter[Any] | Future[Any] | None = None) -> None:
         self.awaited = awaited
         self._driver = driver
         self._seconds = seconds

@@ -71,6 +71,7 @@ ref cancelled_error(waiter_object* self) {
 bool give_up(waiter_object* self) {
   auto held = ref::borrow(as_object(self));
   finish(self);
+  if (self->shielded) return schedule_all(self);
   auto connection = ref::borrow(as_object(self->connection));
   auto error = ref::borrow(self->expired);
   if (!error && self->operation->observed != nullptr && !(error = cancelled_error(self))) PyErr_Clear();
@@ -90,15 +91,16 @@ PyObject* outcome(waiter_object* self) {
     PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(self->expired)), self->expired);
     return nullptr;
   }
+  if (self->shielded) Py_RETURN_NONE;
   return guarded([&] { return operation_result(self->operation); });
 }
 
 PySendResult am_send(PyObject* object, PyObject*, PyObject** out) {
   auto* self = self_of(object);
   if (!self->finished && self->operation->op->done()) {  // before anybody awaited it
-    take(self->operation);
+    if (!self->shielded) take(self->operation);
     finish(self);
-    if (!guarded([&] { return report(&self->connection->base, self->operation); }, false)) {
+    if (!self->shielded && !guarded([&] { return report(&self->connection->base, self->operation); }, false)) {
       *out = nullptr;
       return PYGEN_ERROR;
     }
@@ -289,10 +291,11 @@ PyType_Spec spec = {
 
 }  // namespace
 
-PyObject* waiter_new(connection_object* connection, operation_object* operation) {
+PyObject* waiter_new(connection_object* connection, operation_object* operation, bool shielded) {
   if (operation->waiter != nullptr) return raise_interface_error("the request is awaited already");
   auto* self = reinterpret_cast<waiter_object*>(the_waiter_type->tp_alloc(the_waiter_type, 0));
   if (self == nullptr) return nullptr;
+  self->shielded = shielded;
   self->connection = connection;
   Py_INCREF(as_object(connection));
   self->operation = operation;

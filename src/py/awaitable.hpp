@@ -22,6 +22,7 @@ struct waiter_object {
   char blocking;                                // _asyncio_future_blocking
   bool finished;
   bool cancelled;
+  bool shielded;
 };
 
 int register_waiter(PyObject* module);
@@ -29,7 +30,7 @@ inline PyObject* as_object(waiter_object* waiter) {
   return reinterpret_cast<PyObject*>(waiter);
 }
 
-PyObject* waiter_new(connection_object* connection, operation_object* operation);
+PyObject* waiter_new(connection_object* connection, operation_object* operation, bool shielded = false);
 
 // Waiter.cancel(): True where it was not finished.
 PyObject* waiter_cancel(waiter_object* waiter, PyObject* message);

@@ -42,11 +42,18 @@ bool steps_allowed(const loop_side& side) {
   return debug && PyObject_IsTrue(debug.get()) == 0;
 }
 
+void call(const ref& callback, first_error& error) {
+  if (callback && !ref::steal(PyObject_CallNoArgs(callback.get()))) error.keep();
+}
+
 // Its face is told; it looks when it goes on.
 void stir(operation_object* operation, first_error& error) {
-  if (operation->on_stir == nullptr) return;
-  auto callback = ref::borrow(operation->on_stir);
-  if (!ref::steal(PyObject_CallNoArgs(callback.get()))) error.keep();
+  call(ref::borrow(operation->on_stir), error);
+}
+
+// The same for the last time, before whoever awaits it goes on.
+void stir_at_last(operation_object* operation, first_error& error) {
+  call(ref::steal(std::exchange(operation->on_stir, nullptr)), error);
 }
 
 void hand_out(connection_object* self, bool direct, first_error& error) {
@@ -56,11 +63,9 @@ void hand_out(connection_object* self, bool direct, first_error& error) {
   while (auto handle = next_completed(&self->base)) {
     auto* operation = reinterpret_cast<operation_object*>(handle.get());
     if (!report(&self->base, operation)) error.keep();
+    stir_at_last(operation, error);
     auto* waiter = operation->waiter;
-    if (waiter == nullptr) {
-      stir(operation, error);
-      continue;
-    }
+    if (waiter == nullptr) continue;
     // Who awaits it wants its result alone. While a task is stepped here, what it ran must not be pinned.
     if (operation->op->kind == core::operation::kind::execute) operation->op->statement = nullptr;
     if (direct && !std::exchange(asked, true)) {
@@ -135,13 +140,29 @@ PyObject* execute(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   });
 }
 
-PyObject* waiter(PyObject* object, PyObject* operation) {
+PyObject* new_waiter(PyObject* object, PyObject* operation, bool shielded) {
   return guarded([&]() -> PyObject* {
     auto* self = as_connection(object);
     if (!check_loop(self)) return nullptr;
     if (!PyObject_TypeCheck(operation, operation_type()))
       return raise_interface_error(std::string("_waiter() takes an Operation, not ") + Py_TYPE(operation)->tp_name);
-    return waiter_new(self, reinterpret_cast<operation_object*>(operation));
+    return waiter_new(self, reinterpret_cast<operation_object*>(operation), shielded);
+  });
+}
+
+PyObject* waiter(PyObject* object, PyObject* operation) {
+  return new_waiter(object, operation, false);
+}
+
+PyObject* shielded_waiter(PyObject* object, PyObject* operation) {
+  return new_waiter(object, operation, true);
+}
+
+// Asked before each verb: cheaper than to ask the operating system, and asyncio, in Python.
+PyObject* runs_here(PyObject* object, PyObject*) {
+  return guarded([&]() -> PyObject* {
+    auto* self = as_connection(object);
+    return PyBool_FromLong(self->base.generation == fork_generation() && runs_in_loop(self));
   });
 }
 
@@ -322,6 +343,8 @@ PyMethodDef loop_methods[] = {
     {"_attach", method(attach), METH_VARARGS | METH_KEYWORDS, "What the loop hands in; once."},
     {"_execute", method(execute), METH_FASTCALL, "start_execute(), sent by the rule D4; the Waiter of it."},
     {"_waiter", waiter, METH_O, "The Waiter of an Operation that was started here."},
+    {"_shielded_waiter", shielded_waiter, METH_O, "One whose end ends nothing else, and that gives None."},
+    {"_runs_here", runs_here, METH_NOARGS, "Whether the running loop is the connection's, and the process its own."},
     {"_on_readable", on_readable, METH_NOARGS, "For add_reader()."},
     {"_on_unread", on_unread, METH_NOARGS, "Goes on reading."},
     {"_on_writable", on_event, METH_NOARGS, "For add_writer()."},

@@ -16,7 +16,15 @@ from pgpoll import _flows, errors
 from pgpoll._blocks import Blocks
 from pgpoll._turns import Block, Control, State, Turn, begin_command, carried
 
-ALICE, BOB, CAROL = "alice", "bob", "carol"
+
+class Who(str):
+    """Whose name is itself, as a thread has one."""
+
+    __slots__ = ()
+    name = property(str.__str__)
+
+
+ALICE, BOB, CAROL = Who("alice"), Who("bob"), Who("carol")
 
 
 class Operation:
@@ -136,14 +144,14 @@ class Desk:
         block = Block(sql, f"{who}.py:1")
         context = context or contextvars.Context()
         control = context.run(lambda: Control(block, via, who, 0.0, carried=carried()))
-        return Task(self, control, _flows.start(self.blocks, control, who), context)
+        return Task(self, control, _flows.start(self.blocks, control), context)
 
     def enter(self, who: str, via: Block | None = None, context: Any = None) -> Task:
         """As `async with` does: lazily."""
         block = Block("BEGIN", f"{who}.py:1")
         context = context or contextvars.Context()
         control = context.run(lambda: Control(block, via, who, 0.0, carried=carried()))
-        self.blocks.enter(control, who, lazy=True)
+        self.blocks.enter(control, lazy=True)
         task = Task(self, control, _flows.entered(self.blocks, control), context)
         if control.decided:
             context.run(block.carry)

@@ -51,6 +51,7 @@ from pgpoll._turns import (
     WAITING,
     Control,
     Hold,
+    name_of,
 )
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ class Blocks:
         if not self.stack or not self._line or (top := self.stack[-1]).warned:
             return None
         top.warned = True
-        owner = f"owned by {top.owner_name}" if top.owner is not None else "without an owner"
+        owner = f"owned by {name_of(top.owner)}" if top.owner is not None else "without an owner"
         what = f"{top.channel or 'transaction'} entered at {top.where}"
         return (
             f"{len(self._line)} request(s) have waited up to {seconds:.0f} s for the {what}, {owner}, which "
@@ -233,12 +234,12 @@ class Blocks:
 
     # -- starts and ends
 
-    def enter(self, control: Control, owner_name: str, *, lazy: bool = False) -> None:
+    def enter(self, control: Control, *, lazy: bool = False) -> None:
         """Begin a block now, or line up for it; a lazy one is begun by its first request."""
         block = control.block
         if block.state is not NEW:
             raise errors.InterfaceError(f"the transaction entered at {block.where} {block.state.value}: make a new one")
-        block.owner, block.owner_name, block.lazy = control.who, owner_name, lazy
+        block.owner, block.lazy = control.who, lazy
         about = control.via, control.who, control.carried
         if self.admits(*about) or self.opens(*about):
             self._begin(control)
@@ -397,7 +398,7 @@ class Blocks:
         """Start a request that carries what begins the blocks that have not begun. It may be such a command itself."""
         lazy = self._unbegun()
         outermost = len(lazy) == len(self.stack)
-        *operations, operation = self._core._start_behind(tuple(each.begin for each in lazy), outermost, start)
+        *operations, operation = self._core._start_behind(tuple([each.begin for each in lazy]), outermost, start)
         self._opening(lazy, operations, rides=True)
         return operation
 
@@ -412,11 +413,23 @@ class Blocks:
 
     def _opening(self, lazy: list[Block], operations: list[core.Operation[Any]], *, rides: bool) -> None:
         for block, operation in zip(lazy, operations, strict=True):
-            control = Control(block, None, None, 0.0)
-            control.operation, control.operations, control.rides = operation, (operation,), rides
             block.state, block.begun = STARTING, True
             self._busy.add(block)
-            self._engine.tell(operation, partial(self._answered, control))
+            self._engine.tell(operation, partial(self._opened, block, operation, rides))
+
+    def _opened(self, block: Block, operation: core.Operation[Any], rides: bool) -> None:
+        """A block that was entered lazily has begun, or has not; where the connection has ended lost() follows."""
+        self._busy.discard(block)
+        if self._core.closed:
+            return
+        try:
+            operation.result()
+            if block.state is STARTING:
+                block.state = OPEN
+        except errors.Error as error:
+            if block.state is STARTING or block.state is DOOMED:
+                self._not_begun(block, error.with_traceback(None), sent=operation.written, rides=rides)
+        self._advance()
 
     def _finish(self, control: Control) -> None:
         block = control.block
@@ -470,8 +483,8 @@ class Blocks:
             return
         if block.state is STARTING and not failed:
             block.state = OPEN
-        elif block.state is STARTING or (block.state is DOOMED and failed):
-            self._not_begun(control)
+        elif control.error is not None and block.state in (STARTING, DOOMED):
+            self._not_begun(block, control.error, sent=control.sent, rides=False)
         elif block.state is ENDING:
             outcome = ROLLED_BACK
             if control.commit and not failed and control.tag != "ROLLBACK":
@@ -480,16 +493,15 @@ class Blocks:
             self._gone_or_doomed(block, outcome, gone=bool(block.savepoint) and not (control.commit and failed))
         self._advance(control)
 
-    def _not_begun(self, control: Control) -> None:
-        """BEGIN or SAVEPOINT has failed, or was never sent."""
-        block = control.block
-        block.begun = control.sent and not block.savepoint and self._core.transaction_status != "I"
+    def _not_begun(self, block: Block, error: BaseException, *, sent: bool, rides: bool) -> None:
+        """BEGIN or SAVEPOINT has failed, or was never sent; `rides`: nor was then what it would have ridden with."""
+        block.begun = sent and not block.savepoint and self._core.transaction_status != "I"
         if block.state is DOOMED:
             return  # _clean() sees to it
-        if control.rides and not control.sent:
+        if rides and not sent:
             block.state = LAZY
         elif block.lazy:
-            block.state, block.error = FAILED, control.error
+            block.state, block.error = FAILED, error
         elif block.begun:
             self._doom(block)
         else:

@@ -132,9 +132,9 @@ def answered(blocks: Blocks, turn: Turn) -> Flow[Any]:
     return operation.result()
 
 
-def start(blocks: Blocks, control: Control, owner_name: str) -> Flow[None]:
+def start(blocks: Blocks, control: Control) -> Flow[None]:
     """Begin the block. Leaves no trace where it fails: what had been sent is rolled back in front of all others."""
-    blocks.enter(control, owner_name)
+    blocks.enter(control)
     yield from entered(blocks, control)
 
 

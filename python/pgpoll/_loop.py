@@ -38,7 +38,7 @@ from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS, Cancel
 from pgpoll._turns import Block, Control, Hold, Turn, carried
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
 T = TypeVar("T")
 Loop = asyncio.AbstractEventLoop
@@ -170,15 +170,17 @@ class Driver:
         expiry.wait_for(waiter)
         return await self._until(waiter, expiry)
 
-    async def run(self, flow: Flow[T], timeout: float | None = None) -> T:
-        """Run a flow to its end, in at most so many seconds; None has no limit."""
+    def run(self, flow: Flow[T], timeout: float | None = None) -> Coroutine[Any, Any, T]:
+        """Run a flow to its end, in at most so many seconds; None has no limit. Awaited at once."""
         self.check_loop()
-        expiry = _Expiry(self, allowed(timeout)) if timeout is not None else None
+        return run(flow, self) if timeout is None else self._run_within(flow, timeout)
+
+    async def _run_within(self, flow: Flow[T], timeout: float) -> T:
+        expiry = _Expiry(self, allowed(timeout))
         try:
             return await run(flow, self, expiry)
         finally:
-            if expiry is not None:
-                expiry.cancel()
+            expiry.cancel()
 
     def turn(self, start: Callable[[], core.Operation[Any]], via: Block | None) -> Turn:
         """A request's place in the line, as the current task's."""
@@ -193,12 +195,6 @@ class Driver:
     def who() -> object:
         """Who owns blocks: the current task."""
         return current_task()
-
-    @staticmethod
-    def task_name() -> str:
-        """What the current task is called in messages."""
-        task = current_task()
-        return f"task {task.get_name()!r}" if task is not None else "no task"
 
     def doom(self, block: Block) -> None:
         """Roll a block back without a task, or let go of a channel, from wherever its end was noticed."""
@@ -263,15 +259,13 @@ class Driver:
         return self.blocks.admits(via, current_task(), carried())
 
     async def step(self, step: Step, expiry: _Expiry | None) -> Any:
-        """What a flow waits for."""
+        """What a flow waits for, but for a Control."""
         if isinstance(step, Sent):
             self.core._flush_soon()
             await asyncio.sleep(0)
             return None
         if expiry is not None:
             expiry.check()
-        if isinstance(step, Control):
-            return await self.settled(step, expiry)
         if isinstance(step, Turn):
             if not step.decided:
                 await self._turn_of(step, expiry)
@@ -326,6 +320,8 @@ class Driver:
 
     async def settled(self, control: Control, expiry: _Expiry | None) -> None:
         """Waits until a block's start or end is decided. Cancelling this cancels nothing else."""
+        if expiry is not None:
+            expiry.check()
         if not control.decided and control.operation is None:  # it stands in the line
             await self._turn_of(control, expiry)
         if not control.decided and control.operation is not None:
@@ -654,7 +650,12 @@ async def run(flow: Flow[T], driver: Driver | None = None, expiry: _Expiry | Non
         while True:
             try:
                 answer: Any = None
-                answer = await (_look_up(step) if driver is None else driver.step(step, expiry))
+                if driver is None:
+                    answer = await _look_up(step)
+                elif isinstance(step, Control):
+                    await driver.settled(step, expiry)
+                else:
+                    answer = await driver.step(step, expiry)
             except BaseException as error:  # noqa: BLE001 - the flow's to judge
                 step = flow.throw(error)
             else:

@@ -149,6 +149,11 @@ class Notices:
         self._busy = False
         self._dropped = 0
 
+    @property
+    def untold(self) -> bool:
+        """Whether some were taken, and are still to be handed over."""
+        return bool(self._taken)
+
     def hand_over(self, seconds: float | None) -> bool:
         """All that are there, or for about so many seconds: at least one. True where some are left."""
         if self._busy:  # within a callback: whoever called that goes on

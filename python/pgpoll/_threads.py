@@ -59,6 +59,7 @@ class Driver:
         self.mutex = threading.RLock()
         self._owned: Callable[[], bool] = self.mutex._is_owned  # type: ignore[attr-defined] # as Condition does
         self._changed = threading.Condition(self.mutex)
+        self._held = _Held(self, None, None)
         self._watched: list[tuple[core.Operation[Any], Callable[[], None]]] = []
         self._cancel: tuple[core.Cancel, float] | None = None  # under way, and when its time is up
         self._abandoned = 0, 0.0  # the number of what runs and nobody awaits, and since when that is known
@@ -126,7 +127,7 @@ class Driver:
         `opens`: BEGIN may ride with it.
         """
         deadline = None if timeout is None else monotonic() + allowed(timeout)
-        with _Held(self, deadline, timeout):
+        with self._held if deadline is None else _Held(self, deadline, timeout):
             operation = None
             try:
                 self._catch_up(deadline, timeout)
@@ -147,18 +148,18 @@ class Driver:
             self._tell_all()
             return operation.result()
 
-    def enter(self, control: Control, owner_name: str) -> None:
+    def enter(self, control: Control) -> None:
         """Enter a block that its first request begins, when it is its turn."""
-        with _Held(self, None, None):
+        with self._held:
             self._catch_up(None, None)
-            self.blocks.enter(control, owner_name, lazy=True)
+            self.blocks.enter(control, lazy=True)
             if not control.decided:
                 self.run(entered(self.blocks, control))
 
     def run(self, flow: Flow[T], timeout: float | None = None) -> T:
         """Run a flow to its end, in at most so many seconds; None has no limit."""
         deadline = None if timeout is None else monotonic() + allowed(timeout)
-        with _Held(self, deadline, timeout):
+        with self._held if deadline is None else _Held(self, deadline, timeout):
             try:
                 self._catch_up(deadline, timeout)
                 step = next(flow)
@@ -190,7 +191,7 @@ class Driver:
 
     def call(self, function: Callable[[], T]) -> T:
         """What `function` gives, which uses the connection and neither drives nor waits."""
-        with _Held(self, None, None):
+        with self._held:
             return function()
 
     def control(self, block: Block, via: Block | None, *, commit: bool = False, prepare: str = "") -> Control:
@@ -248,7 +249,7 @@ class Driver:
 
     def nudge(self, call: Callable[[], T]) -> T:
         """`call()`, and what it has written leaves at once: the server goes on while its caller does."""
-        with _Held(self, None, None):
+        with self._held:
             result = call()
             if not self.core.closed:
                 self.core.flush()
@@ -420,12 +421,14 @@ class Driver:
                 self._apart.popleft()()
             if not self.core.closed:
                 self.core.flush()
-        self.blocks.settle()
-        finished = [each for each in self._watched if each[0].done()]
-        if finished:
-            self._watched = [each for each in self._watched if not each[0].done()]
-            for _, done in finished:
-                done()
+        if self.blocks.stack:
+            self.blocks.settle()
+        if self._watched:
+            finished = [each for each in self._watched if each[0].done()]
+            if finished:
+                self._watched = [each for each in self._watched if not each[0].done()]
+                for _, done in finished:
+                    done()
         if self.core.closed:
             self._drop_cancel()
             self.core.close_fd()
@@ -436,12 +439,14 @@ class Driver:
 
     def _tell_all(self) -> None:
         """Tell who observes all that there is, before a verb returns."""
-        self.core._report()
+        if self.core._news:
+            self.core._report()
         self._hand_over(None)
 
     def _hand_over(self, seconds: float | None) -> None:
-        self.listening.hand_over(seconds)
-        self._notices.hand_over(seconds)
+        if self.core._news or self.listening.unspread or self._notices.untold:
+            self.listening.hand_over(seconds)
+            self._notices.hand_over(seconds)
 
     # -- cancelling
 

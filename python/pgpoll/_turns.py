@@ -5,7 +5,6 @@ Plain data; _blocks.py has the rules.
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import sys
 from contextvars import ContextVar
@@ -51,8 +50,8 @@ class Block:
     """One transaction, or savepoint, of one connection. Knows no connection, so a context that carries it pins none."""
 
     __slots__ = (
-        *("begin", "begun", "channel", "error", "lazy", "operation", "options", "outcome", "owner", "owner_name"),
-        *("savepoint", "state", "stays", "warned", "where"),
+        *("begin", "begun", "channel", "error", "lazy", "operation", "options", "outcome", "owner", "savepoint"),
+        *("state", "stays", "warned", "where"),
     )
 
     def __init__(self, begin: str, where: str, channel: str = "") -> None:
@@ -67,7 +66,6 @@ class Block:
         self.error: BaseException | None = None  # what BEGIN or SAVEPOINT came to, where it failed
         self.outcome = ""  # how it ended, for messages
         self.owner: object | None = None  # the task or thread that entered it
-        self.owner_name = ""
         self.savepoint = ""  # its name; empty for the outermost
         self.stays = False  # a channel: until it is released, also where its operation is done
         self.warned = False
@@ -79,12 +77,13 @@ class Block:
 
     def carry(self) -> None:
         """Put it into the current context; what has ended is left out on this occasion."""
-        _carried.set((*(block for block in carried() if block.state is not ENDED), self))
+        chain = carried()
+        _carried.set((*[block for block in chain if block.state is not ENDED], self) if chain else (self,))
 
     def drop(self) -> None:
         """Take it out of the current context where it is there; nothing depends on it."""
         if self in (chain := carried()):
-            _carried.set(tuple(block for block in chain if block is not self and block.state is not ENDED))
+            _carried.set(tuple([block for block in chain if block is not self and block.state is not ENDED]))
 
     def refusal(self) -> errors.InterfaceError:
         """What a request through this block's handle gets where it can never go."""
@@ -110,10 +109,11 @@ class Turn:
     `gone()` says that nobody waits any more, though they have not given it up yet: it is not started then.
     """
 
-    __slots__ = (
-        *("carried", "context", "decided", "error", "gone", "opens", "operation", "since", "start", "via", "wake"),
-        "who",
-    )
+    operation: core.Operation[Any] | None = None
+    error: BaseException | None = None
+    decided = False
+    wake: Callable[[], None] = staticmethod(lambda: None)
+    gone: Callable[[], bool] = staticmethod(lambda: False)
 
     def __init__(
         self,
@@ -133,17 +133,10 @@ class Turn:
         self.carried = carried
         self.context = context  # where `start` runs once it has waited; None: anywhere
         self.since = since
-        self.operation: core.Operation[Any] | None = None
-        self.error: BaseException | None = None
-        self.decided = False
-        self.wake: Callable[[], None] = _nobody
-        self.gone: Callable[[], bool] = _still_there
 
 
 class Hold(Turn):
     """The turn of a channel: an operation that owns the connection while it runs. Nobody else may send meanwhile."""
-
-    __slots__ = ("block",)
 
     def __init__(
         self,
@@ -164,7 +157,9 @@ class Hold(Turn):
 class Control(Turn):
     """The start or the end of a block: decided when the server has answered. `tag` is the last command's then."""
 
-    __slots__ = ("block", "commit", "operations", "prepare", "rides", "spoiled", "tag")
+    operations: tuple[core.Operation[Any], ...] = ()
+    spoiled = False  # a COMMIT was asked for, and the status forbade it
+    tag = ""
 
     def __init__(
         self,
@@ -181,10 +176,6 @@ class Control(Turn):
         self.block = block
         self.commit = commit
         self.prepare = prepare  # of a commit: the PREPARE TRANSACTION that is sent instead
-        self.rides = False  # in front of a request: where that is given up unsent, this is as well
-        self.spoiled = False  # a COMMIT was asked for, and the status forbade it
-        self.operations: tuple[core.Operation[Any], ...] = ()
-        self.tag = ""
 
     @property
     def sent(self) -> bool:
@@ -192,12 +183,9 @@ class Control(Turn):
         return any(operation.written for operation in self.operations)
 
 
-def _nobody() -> None:
-    pass
-
-
-def _still_there() -> bool:
-    return False
+def name_of(who: Any) -> str:
+    """What a task or a thread is called in messages."""
+    return f"task {who.get_name()!r}" if hasattr(who, "get_name") else f"thread {who.name!r}"
 
 
 def _unstartable() -> core.Operation[Any]:
@@ -211,6 +199,8 @@ _LEVELS = ("serializable", "repeatable read", "read committed", "read uncommitte
 
 def begin_command(isolation: str | None, readonly: bool | None, deferrable: bool | None) -> str:
     """The BEGIN of these options; InterfaceError where one is wrong."""
+    if isolation is None and readonly is None and deferrable is None:
+        return "BEGIN"
     words = ["BEGIN"]
     if isolation is not None:
         level = " ".join(str(isolation).lower().replace("_", " ").split())
@@ -230,11 +220,7 @@ def begin_command(isolation: str | None, readonly: bool | None, deferrable: bool
 
 def caller() -> str:
     """file:line of the first frame outside of this package."""
-    with contextlib.suppress(ValueError):
-        depth = 2
-        while True:
-            frame = sys._getframe(depth)
-            if not frame.f_globals.get("__name__", "").startswith("pgpoll."):
-                return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-            depth += 1
-    return "?"
+    frame = sys._getframe(1).f_back
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("pgpoll."):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame is not None else "?"

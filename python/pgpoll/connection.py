@@ -118,7 +118,6 @@ class Verbs(Facts):
         """
         driver = self._driver
         hold = driver.hold("batch", partial(self._core.start_executemany, sql), self._via, caller())
-        hold.block.owner_name = driver.task_name()
         flow = _batches.executemany(driver.blocks, hold, rows, self._core.flush, on_progress, asynchronous=True)
         return await driver.run(flow, timeout)
 
@@ -252,13 +251,13 @@ class Verbs(Facts):
         """
         await self._driver.cancel(self._via)
 
-    async def _execute(
+    def _execute(
         self, sql: str | core.PreparedStatement, args: tuple[Any, ...], want: core.Want[T], timeout: float | None
-    ) -> T:
+    ) -> Coroutine[Any, Any, T]:
         def start() -> core.Operation[T]:
             return self._core.start_execute(sql, args, want)
 
-        return await self._driver.request(start, self._via, timeout, sql, opens=True)
+        return self._driver.request(start, self._via, timeout, sql, opens=True)
 
 
 class Connection(Verbs):
@@ -408,7 +407,7 @@ class Transaction(Verbs):
         driver = self._driver
         driver.check_loop()
         control = driver.control(self._block, self._parent._via)
-        await driver.run(_flows.start(driver.blocks, control, driver.task_name()), timeout)
+        await driver.run(_flows.start(driver.blocks, control), timeout)
         self._block.carry()
 
     async def commit(self, *, timeout: float | None = None) -> None:
@@ -441,7 +440,7 @@ class Transaction(Verbs):
         driver, block = self._driver, self._block
         driver.check_loop()
         control = driver.control(block, self._parent._via)
-        driver.blocks.enter(control, driver.task_name(), lazy=True)
+        driver.blocks.enter(control, lazy=True)
         if not control.decided:
             await driver.run(_flows.entered(driver.blocks, control))
         block.carry()

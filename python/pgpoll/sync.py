@@ -16,7 +16,6 @@ The verbs raise the same errors as those of the asyncio face; see `pgpoll.connec
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Coroutine
 from functools import partial
@@ -92,7 +91,6 @@ class Verbs(Facts):
         """See pgpoll.Connection.executemany. `rows` is an iterable, which is read without the connection's mutex."""
         driver = self._driver
         hold = driver.hold("batch", partial(self._core.start_executemany, sql), self._via, caller())
-        hold.block.owner_name = f"thread {threading.current_thread().name!r}"
         flow = _batches.executemany(driver.blocks, hold, rows, self._core.flush, on_progress, asynchronous=False)
         return driver.run(flow, timeout)
 
@@ -290,7 +288,7 @@ class Transaction(Verbs):
     def start(self, *, timeout: float | None = None) -> None:
         """BEGIN, or SAVEPOINT. See pgpoll.Transaction.start."""
         driver = self._driver
-        driver.run(start(driver.blocks, driver.control(self._block, self._parent._via), _owner_name()), timeout)
+        driver.run(start(driver.blocks, driver.control(self._block, self._parent._via)), timeout)
 
     def commit(self, *, timeout: float | None = None) -> None:
         """COMMIT, or RELEASE. See pgpoll.Transaction.commit."""
@@ -307,7 +305,7 @@ class Transaction(Verbs):
 
     def __enter__(self) -> Transaction:
         driver = self._driver
-        driver.enter(driver.control(self._block, self._parent._via), _owner_name())
+        driver.enter(driver.control(self._block, self._parent._via))
         return self
 
     def __exit__(
@@ -333,10 +331,6 @@ class Transaction(Verbs):
 
     def __repr__(self) -> str:
         return f"<pgpoll.sync.Transaction entered at {self._block.where}, {self._block.state.value}>"
-
-
-def _owner_name() -> str:
-    return f"thread {threading.current_thread().name!r}"
 
 
 class Statement(Described[R]):

@@ -8,10 +8,10 @@ Its SQL is a handful of words, and every answer carries the number that was aske
     tag 41              no rows, the tag "TAG 41"           fail late 41      behind two rows
     insert 41           an effect, the tag "INSERT 0 1"     fail sync 41      at Sync, behind CommandComplete
     insert echo         an effect of its int4               begin, commit, rollback 41
-    alter 41            no plan of "insert echo" is good any more: 0A000
+    alter 41            no plan of "insert echo" and "series of" is good any more: 0A000
 
-Effects are durable once their transaction has ended well: at Sync, or at COMMIT where BEGIN came before. There is one
-portal, the unnamed one.
+Effects are durable once their transaction has ended well: at Sync, or at COMMIT where BEGIN came before; so long do
+portals last. What channels need is in model_channels.py.
 """
 
 from __future__ import annotations
@@ -32,6 +32,13 @@ class Effect:
     durable: bool = False
 
 
+@dataclass
+class Portal:
+    sql: str
+    arguments: list[bytes | None]
+    rows: list[bytes] | None = None  # DataRows that have not been asked for yet; None: it has not run
+
+
 def failure(sql: str) -> bytes:
     return error_response("P0001", sql)
 
@@ -44,11 +51,11 @@ class ModelServer:
     waiting: deque[FrontendMessage] = field(default_factory=deque)
     answer: list[bytes] = field(default_factory=list)  # one message each
     statements: dict[str, str] = field(default_factory=dict)
-    bound: str = ""
-    arguments: list[bytes | None] = field(default_factory=list)
+    portals: dict[str, Portal] = field(default_factory=dict)
+    bound: str = ""  # what runs, or did last
     skipping: bool = False  # to the next Sync, after an error
     copying: bool = False  # CopyData is awaited
-    running: bytes = b""  # what is said when the work behind the rows is done
+    running: list[bytes] = field(default_factory=list)  # what is said when the work behind the rows is done
     script: list[str] | None = None  # what is left of a simple query
     late_failure: str = ""
     pending: list[str] = field(default_factory=list)  # what was executed since the last Sync
@@ -72,7 +79,7 @@ class ModelServer:
     def fail(self, error: bytes) -> None:
         """An error ends a simple query, or all up to the next Sync."""
         self.send(error)
-        self.late_failure, self.copying, self.running = "", False, b""
+        self.late_failure, self.copying, self.running = "", False, []
         self.roll_back()
         self.status = "I" if self.status == "I" else "E"
         self.pending.clear()
@@ -84,6 +91,7 @@ class ModelServer:
     def ready(self) -> None:
         if self.status == "I":
             self.commit()
+            self.portals.clear()
         self.send(backend.ready_for_query(self.status))
 
     def commit(self) -> None:
@@ -110,6 +118,7 @@ class ModelServer:
         if commits:
             self.commit()
         self.roll_back()
+        self.portals.clear()
         self.status, self.transaction = "I", 0
         return "COMMIT" if commits else "ROLLBACK"
 
@@ -133,8 +142,10 @@ class ModelServer:
             return self.next_statement()
         message = self.waiting.popleft()
         if self.copying:
-            return self.end_copy(message)
+            return self.take_copied(message)
         if self.skipping and message.name != "Sync":
+            return None
+        if message.name in ("CopyData", "CopyDone", "CopyFail"):  # of a COPY that has failed: it can't be known yet
             return None
         step = getattr(self, f"on_{message.name}", None)
         assert step is not None, f"the model does not know {message.name}"
@@ -144,19 +155,26 @@ class ModelServer:
     def finish_rows(self) -> None:
         if self.hit(self.bound):
             return self.fail(CANCELED)
-        complete, self.running = self.running, b""
-        return self.send(complete)
+        said, self.running = self.running, []
+        for each in said:
+            if each.startswith(b"E"):
+                self.fail(each)
+            else:
+                self.send(each)
+        return None
 
-    def end_copy(self, message: FrontendMessage) -> None:
+    def take_copied(self, message: FrontendMessage) -> None:
         """Flush and Sync are ignored while data is awaited; a cancel strikes before the next message is read."""
-        cancelled = self.hit(self.bound)
-        if not cancelled and message.name in ("Sync", "Flush"):
-            return
-        self.fail(CANCELED if cancelled else error_response("57014", "COPY from stdin failed"))
-        if cancelled and message.name != "CopyFail":  # that one is ignored where nothing is copied
+        if self.hit(self.bound):
             self.waiting.appendleft(message)
-        elif not cancelled:
-            assert message.name == "CopyFail", message
+            return self.fail(CANCELED)
+        if message.name in ("Sync", "Flush"):
+            return None
+        return self.go_on_copying(message)
+
+    def go_on_copying(self, message: FrontendMessage) -> None:
+        assert message.name == "CopyFail", message
+        self.fail(error_response("57014", "COPY from stdin failed"))
 
     def on_StartupMessage(self, message: FrontendMessage) -> None:
         self.send(backend.authentication_ok(), backend.backend_key_data(), backend.ready_for_query())
@@ -180,8 +198,8 @@ class ModelServer:
             return None
         if self.hit(sql):
             return self.fail(CANCELED)
-        self.send(backend.parameter_description(*[backend.INT4] * (sql in ("echo", "insert echo"))))
-        rows = sql.startswith(("rows", "echo", "fail late"))
+        self.send(backend.parameter_description(*[backend.INT4] * sql.startswith(("echo", "insert echo", "series of"))))
+        rows = sql.startswith(("rows", "echo", "fail late", "series"))
         return self.send(backend.row_description("n") if rows else backend.no_data())
 
     def on_Bind(self, message: FrontendMessage) -> None:
@@ -192,38 +210,45 @@ class ModelServer:
             return None
         if name in self.stale:
             return self.fail(error_response("0A000", "cached plan must not change result type"))
-        self.bound, self.arguments = self.statements[name], message["parameters"]
+        self.bound = self.statements[name]
         if self.bound.startswith("fail bind"):
             return self.fail(failure(self.bound))
+        self.portals[message["portal"]] = Portal(self.bound, message["parameters"])
         return self.send(backend.bind_complete())
 
     def on_Execute(self, message: FrontendMessage) -> None:
-        if message["portal"]:
+        portal = self.portals.get(message["portal"])
+        if portal is None:
             return self.fail(error_response("34000", "portal does not exist"))
+        self.bound = portal.sql
+        if self.refuses(self.bound):
+            return None
         if self.hit(self.bound):
             return self.fail(CANCELED)
         self.pending.append(self.bound)
-        return self.run(self.bound, simple=False)
+        return self.run(self.bound, portal, message["limit"])
 
-    def run(self, sql: str, *, simple: bool) -> None:
+    def run(self, sql: str, portal: Portal | None, limit: int = 0) -> None:
+        """Without a portal it is of a simple query."""
+        arguments = portal.arguments if portal else []
         match sql.split():
             case ["rows", count, "of", number]:
-                value = number.encode() if simple else int4(int(number))
+                value = int4(int(number)) if portal else number.encode()
                 self.send(*[backend.data_row(value)] * int(count))
-                self.running = backend.command_complete(f"SELECT {count}")
+                self.running = [backend.command_complete(f"SELECT {count}")]
             case ["echo"]:
-                self.send(backend.data_row(*self.arguments))
-                self.running = backend.command_complete("SELECT 1")
+                self.send(backend.data_row(*arguments))
+                self.running = [backend.command_complete("SELECT 1")]
             case ["tag", number]:
                 self.send(backend.command_complete(f"TAG {number}"))
             case ["insert", what]:
-                number = what if what != "echo" else str(int.from_bytes(self.arguments[0] or b"", "big"))
+                number = what if what != "echo" else str(int.from_bytes(arguments[0] or b"", "big"))
                 self.effects.append(Effect(int(number), self.transaction))
                 self.send(backend.command_complete("INSERT 0 1"))
             case ["begin" | "commit" | "rollback" as word, number]:
                 self.send(backend.command_complete(self.control(word, int(number))))
             case ["alter", number]:
-                self.stale = {name for name, sql in self.statements.items() if sql == "insert echo"}
+                self.stale = {name for name, sql in self.statements.items() if sql in ("insert echo", "series of")}
                 self.send(backend.command_complete(f"TAG {number}"))
             case ["copy", _]:
                 self.copying = True
@@ -250,8 +275,11 @@ class ModelServer:
         pass
 
     def on_Close(self, message: FrontendMessage) -> None:
-        self.statements.pop(message["name"], None)
-        self.stale.discard(message["name"])
+        if message["target"] == "P":
+            self.portals.pop(message["name"], None)
+        else:
+            self.statements.pop(message["name"], None)
+            self.stale.discard(message["name"])
         self.send(backend.close_complete())
 
     def on_Query(self, message: FrontendMessage) -> None:
@@ -272,7 +300,7 @@ class ModelServer:
             return None
         if sql.startswith(("rows", "fail late")):
             self.send(backend.row_description("n"))
-        self.run(sql, simple=True)
+        self.run(sql, None)
         if self.late_failure:
             self.fail(failure(self.late_failure))
         return None

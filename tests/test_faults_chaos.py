@@ -18,6 +18,7 @@ from statistics import median
 import pytest
 
 import pgpoll
+from lasting import Lasting
 from proxy import Faults
 from sanity import Sanity, descriptors
 
@@ -37,6 +38,7 @@ class Weather:
         self.connecting = [asyncio.Lock() for _ in self.proxies]
         self.conns: dict[int, pgpoll.Connection] = {}
         self.counts: Counter[str] = Counter()
+        self.lasting = Lasting(sane, self.dice)
 
     async def connected(self, which: int) -> pgpoll.Connection:
         async with self.connecting[which]:
@@ -48,8 +50,11 @@ class Weather:
             return self.conns[which]
 
     async def request(self, conn: pgpoll.Connection, token: int) -> None:
-        kind = self.dice.randrange(5)
-        if kind == 0:
+        kind = self.dice.randrange(8)
+        if kind >= 5:
+            await self.lasting.request(conn, token)
+            self.counts["lasting"] += 1
+        elif kind == 0:
             rows = await conn.fetch("select $1::int8, repeat('x', 200) from generate_series(1, 50)", token, timeout=1)
             assert {row[0] for row in rows} == {token}
         elif kind == 1:
@@ -74,13 +79,18 @@ class Weather:
     async def last(self, seconds: float, tasks: int) -> None:
         """Every request ends, in its own answer or in an error of ours; every lost connection can be replaced."""
         self.sane.blocking_allowed = True  # many tasks, and proxies that send 7 bytes at a time
+        await self.lasting.begin()
         until = asyncio.get_running_loop().time() + seconds
         async with asyncio.timeout(seconds + 60), asyncio.TaskGroup() as group:
             for _ in range(tasks):
                 group.create_task(self.work(until))
         for conn in self.conns.values():
             conn.terminate()
+        for each in self.proxies:
+            each.close()
+        await self.lasting.settle()
         assert self.counts["right"] > 0
+        assert self.counts["lasting"] > 0
 
 
 @pytest.mark.timeout(300)

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from dialogues.asynchronous import NOISE
-from model import ModelServer
+from model_callers import Batch, Caller, CopyIn, CopyOut, Cursor, Fetch, Series, Stream
+from model_channels import ChannelServer
 from peers import options
 from pgpoll import core, errors
 from script import error_of, plain
@@ -32,9 +33,24 @@ KINDS = ["new", "known", "echo", "echo", "script", "command", "prepare", "bad", 
 # Every fourth program has transactions instead of batches, and effects that must be durable once told as done.
 TRANSACTIONS_EVERY = 4
 OF_TRANSACTIONS = ["insert", "insert", "insert echo", "insert echo", "insert echo", "begin", "end", "end", "alter"]
+OF_TRANSACTIONS += ["stream", "copy in", "copy out", "cursor", "cursor"]
+# And every fourth has channels, and hears what others notify.
+CHANNELS = [
+    "stream",
+    "stream",
+    "stream",
+    "copy in",
+    "copy in",
+    "copy out",
+    "copy out",
+    "wrong copy",
+    "listen",
+    "listen",
+]
 
 
 END = ("COMMIT", "ROLLBACK")
+OURS = ("payload",)  # NOISE's
 
 
 def seeds_of(text: str) -> range:
@@ -56,47 +72,10 @@ class Asked:
     number: int = 0
     inserts: bool = False
     rides_with: core.Operation | None = None  # in front of that one; it is unsent where that is
-    batch: Batch | None = None
+    caller: Caller | None = None  # of what lasts
 
-
-@dataclass
-class Batch:
-    """What is planned for a batch, and what must come of it: values, or the first item that fails."""
-
-    planned: list[tuple[str, tuple[object, ...], object]]
-    added: list[tuple[str, object]] = field(default_factory=list)
-    ended: bool = False
-    values: list[object] | None = None
-
-    def go_on(self, operation: core.Operation, count: int) -> None:
-        """A few items more, or the end."""
-        for _ in range(count):
-            if not self.planned:
-                operation.end()
-                self.ended = True
-                return
-            sql, args, expected = self.planned.pop(0)
-            try:
-                number = operation.add(sql, args)
-            except errors.DataError:  # its statement is known: nothing was added
-                assert expected is errors.DataError
-                continue
-            assert number == len(self.added)
-            self.added.append((sql, expected))
-
-    def right(self, operation: core.Operation) -> bool:
-        failing = [k for k, (_, each) in enumerate(self.added) if each is errors.DataError or isinstance(each, str)]
-        late = [k for k in failing if self.added[k][0].startswith("fail sync")]
-        failing = [k for k in failing if k not in late] or late
-        if failing:
-            first = self.added[failing[0]][1]
-            error = error_of(operation)
-            named = first is errors.DataError and isinstance(error, errors.DataError)
-            told = getattr(error, "sqlstate", None) == "P0001" and str(error) in {self.added[k][1] for k in failing}
-            return (named or told) and operation.failed_item == (None if failing == late else failing[0])
-        if self.values is None:
-            self.values = [plain(operation.item(k)) for k in range(len(self.added))]
-        return self.values == [each for _, each in self.added]
+    def over(self) -> bool:
+        return self.operation.done() and (self.caller is None or self.caller.ended or self.abandoned)
 
 
 @dataclass
@@ -106,7 +85,7 @@ class Program:
     seed: int
     choose: random.Random = field(init=False)
     client: core.Session = field(init=False)
-    server: ModelServer = field(default_factory=ModelServer)
+    server: ChannelServer = field(default_factory=ChannelServer)
     asked: list[Asked] = field(default_factory=list)
     on_the_way: bytearray = field(default_factory=bytearray)  # to the client
     cancelling: str = ""  # "sent", "struck"
@@ -114,6 +93,9 @@ class Program:
     handed: list[core.Operation] = field(default_factory=list)
     failing: str = ""  # what the next request rides with fails
     outermost: set[core.Operation] = field(default_factory=set)  # refused, unsent, where a transaction is open
+    queries: dict[int, str] = field(default_factory=dict)  # what was described besides, by the request's place
+    raised: int = 0
+    heard: list[str] = field(default_factory=list)  # notifications
 
     def __post_init__(self) -> None:
         self.choose = random.Random(self.seed)
@@ -121,9 +103,12 @@ class Program:
         self.kinds = KINDS
         if self.seed % TRANSACTIONS_EVERY == TRANSACTIONS_EVERY - 1:
             self.kinds = [each for each in KINDS if each != "batch"] + OF_TRANSACTIONS
+        elif self.seed % TRANSACTIONS_EVERY == 1:
+            self.kinds = KINDS + CHANNELS
         self.first_begin = 1 << 30  # its number
         pipeline, cache = self.choose.choice([1, 2, 1000]), self.choose.choice([1, 3, 100])
         self.client = core.Session(options(max_pipeline=pipeline, statement_cache_size=cache))
+        self.client.keep_notifications(True)
         self.client.start_connect()
 
     # What a caller does.
@@ -170,6 +155,26 @@ class Program:
                 self.ask(self.client.start_command(f"{word} {number}"), END)
             case "alter":
                 self.ask(self.client.start_command(f"alter {number}"), f"TAG {number}")
+            case "stream":
+                self.start_stream(Series.chosen(number, self.choose))
+            case "cursor":
+                self.open_cursor(Series.chosen(number, self.choose))
+            case "copy in":
+                self.start_copy_in(number)
+            case "copy out":
+                pieces = self.choose.choice([0, 1, 2, 9])
+                fails = self.choose.randrange(pieces + 1) if self.choose.random() < 0.3 else None
+                reader = CopyOut(number, pieces, fails)
+                self.ask_lasting(self.client.start_copy_out(reader.sql, self.described_too()), reader)
+            case "wrong copy":
+                start, wrong = self.client.start_copy_in, f"copy to 2 of {number}"
+                if self.choose.random() < 0.5:
+                    start, wrong = self.client.start_copy_out, f"copy from {number}"
+                wrong = self.choose.choice([wrong, f"copy away {number}"])
+                self.ask(start(wrong, self.described_too()), errors.InterfaceError)
+            case "listen":
+                word = self.choose.choice(["listen", "listen", "unlisten"])
+                self.ask(self.client.start_command(f"{word} {number}"), word.upper())
             case "fail":
                 sql = self.choose.choice(["fail parse", "fail bind", "fail execute", "fail late", "fail sync", "copy"])
                 self.ask_to_fail(f"{sql} {number}", copy=sql == "copy")
@@ -230,14 +235,53 @@ class Program:
                     planned.append(("echo", ("no number",), errors.DataError))
                 case _:
                     planned.append((f"{kind} {unique}", (), f"{kind} {unique}"))
-        self.asked.append(Asked(self.client.start_batch(), None, batch=Batch(planned)))
+        self.ask_lasting(self.client.start_batch(), Batch(planned))
+
+    def ask_lasting(self, operation: core.Operation, caller: Caller, *, inserts: bool = False) -> None:
+        self.asked.append(Asked(operation, None, number=len(self.asked) + 1000, inserts=inserts, caller=caller))
+
+    def start_stream(self, series: Series) -> None:
+        credit = self.choose.choice([None, 1, 2, 10])
+        self.ask_lasting(self.client.start_stream(series.sql, series.args, credit), Stream(series, credit))
+
+    def open_cursor(self, series: Series) -> None:
+        """Each fetch is asked for when the one before it has told that there is more."""
+        name = f"cursor {series.number}"
+
+        def fetch(caller: Fetch, opened: core.Operation, limit: int) -> None:
+            taken = len(caller.cursor.taken)
+            self.ask_lasting(self.client._start_fetch(opened, limit, taken), caller)
+
+        cursor = Cursor(name, series, fetch, lambda: self.client._close_portal(name))
+        limit = self.choose.choice([1, 2, 10])
+        self.ask_lasting(self.client._start_open(series.sql, series.args, name, limit), Fetch(cursor, limit))
+
+    def start_copy_in(self, number: int) -> None:
+        pieces = self.choose.choice([0, 1, 2, 9])
+        fails = self.choose.choice(["end", "1", "2", "9"]) if self.choose.random() < 0.3 else None
+        caller = CopyIn(number, pieces, "finish" if self.choose.random() < 0.7 else "fail", fails)
+        self.ask_lasting(self.client.start_copy_in(caller.sql, self.described_too()), caller, inserts=True)
+
+    def described_too(self) -> str:
+        """What a COPY asks for besides."""
+        if self.choose.random() < 0.7:
+            return ""
+        query = f"rows 1 of {len(self.asked) + 1000}"
+        self.queries[len(self.asked)] = query
+        return query
 
     def go_on(self) -> None:
-        """Whoever has a batch open does something about it."""
-        for each in self.asked:
-            if each.batch is not None and not each.batch.ended and not each.abandoned:
-                each.batch.go_on(each.operation, self.choose.choice([1, 1, 3, 30]))
+        """Whoever has asked for something that lasts does something about it."""
+        for each in list(self.asked):
+            if each.caller is not None and not each.caller.ended and not each.abandoned:
+                each.caller.go_on(each.operation, self.choose)
                 self.drain()
+        self.hear()
+
+    def hear(self) -> None:
+        self.heard += [
+            payload or "lost" for channel, payload, _ in self.client.take_notifications() if payload not in OURS
+        ]
 
     def ask_badly(self) -> None:
         """A wrong argument raises at once where the statement is known, else it ends the operation."""
@@ -257,7 +301,11 @@ class Program:
         if waiting:
             each = self.choose.choice(waiting)
             each.abandoned = True
-            each.operation.abandon()
+            if isinstance(each.caller, Fetch) and self.choose.random() < 0.5:
+                each.operation._spare()
+                each.caller.cursor.close()
+            else:
+                each.operation.abandon()
 
     def abandon_all(self) -> None:
         for _ in self.asked:
@@ -285,6 +333,11 @@ class Program:
         self.client.pump()
         self.drain()
 
+    def notify(self) -> None:
+        """Another session's."""
+        self.raised += 1
+        self.server.notify(str(self.raised))
+
     def cancel(self) -> None:
         """The face's part of D6, slowly: send, strike, see the end of the cancel socket."""
         if self.cancelling == "sent":
@@ -307,17 +360,17 @@ class Program:
 
     def run(self) -> None:
         steps: list[Callable[[], None]] = [self.start, self.send, self.work, self.receive, self.abandon, self.cancel]
-        steps.append(self.go_on)
-        weights = [6, 6, 20, 14, 2, 4, 6]
+        steps += [self.go_on, self.notify]
+        weights = [6, 6, 20, 14, 2, 4, 6, 5]
         for _ in range(ACTIONS):
             self.choose.choices(steps, weights)[0]()
-            if self.choose.random() < 0.02:
+            if self.choose.random() < (0.02 if self.kinds is KINDS else 0.01):
                 self.abandon_all()
         self.finish()
 
     def finish(self) -> None:
         for _ in range(20_000):
-            if all(each.operation.done() for each in self.asked) and not self.busy():
+            if all(each.over() for each in self.asked) and not self.busy():
                 break
             self.go_on()
             self.send()
@@ -325,6 +378,7 @@ class Program:
             self.receive()
             self.cancel()
         self.drain()
+        self.hear()
 
     def busy(self) -> bool:
         return bool(self.on_the_way or self.server.busy or self.server.answer or self.cancelling)
@@ -333,17 +387,16 @@ class Program:
         assert not self.client.ended, "the session ended"
         for place, each in enumerate(self.asked):
             assert each.operation.done(), f"request {place} hangs"
-            if each.batch is not None:
-                self.judge_lasting(place, each.operation, each.batch)
+            if isinstance(each.caller, Batch):
+                self.judge_lasting(place, each.operation, each.caller)
+            assert each.caller is None or each.caller.holds(self.server), f"request {place}: {each.caller}"
             if each.abandoned:
                 continue
             assert sum(each.operation is done for done in self.handed) == 1, f"request {place} was not handed out once"
-            if each.batch is not None:
-                right = each.batch.right(each.operation)
-            else:
-                right = matches(each.operation, each.expected) or unsent(each) or self.is_of_its_place(each)
-            assert right or self.may_be_hit(each.operation), f"request {place}: {each.expected}"
+            right = is_right(each) or unsent(each) or self.is_of_its_place(each)
+            assert right or self.may_be_hit(each.operation), f"request {place}: {each.caller or each.expected}"
         self.judge_effects()
+        assert self.heard == self.server.told, "notifications"
         assert self.grace or all(hit == "" or self.was_abandoned(hit) for hit in self.server.hits), self.server.hits
 
     def judge_effects(self) -> None:
@@ -357,7 +410,7 @@ class Program:
         for each in self.asked:
             if not each.inserts or each.abandoned:
                 continue
-            if matches(each.operation, each.expected):
+            if not failed(each.operation):
                 assert each.number in stands | in_transactions, f"{each.number} was told as done, and is not"
             else:
                 assert each.number not in stands, f"{each.number} was told to have failed, and stands"
@@ -365,12 +418,17 @@ class Program:
     def is_of_its_place(self, each: Asked) -> bool:
         """Errors and successes that are due to a transaction that began before, or that hindered a second attempt."""
         in_transaction = each.number > self.first_begin
+        reads = isinstance(each.caller, Stream) and each.caller.series.known
+        if isinstance(each.caller, Fetch):
+            reads = each.caller.cursor.series.known
+            if each.caller.is_gone(each.operation, self.server):
+                return True
         try:
             each.operation.result()
         except errors.InterfaceError:
             return in_transaction and each.operation in self.outermost and not each.operation.written
         except errors.FeatureNotSupported:
-            return each.inserts and self.kinds is not KINDS
+            return (each.inserts or reads) and "alter" in self.kinds
         except errors.InFailedSqlTransaction:
             return in_transaction
         except errors.Error:
@@ -395,8 +453,9 @@ class Program:
     def was_abandoned(self, sql: str) -> bool:
         return any(
             each.abandoned
-            for each in self.asked
-            if each.operation.sql == sql or (each.batch and any(item == sql for item, _ in each.batch.added))
+            for place, each in enumerate(self.asked)
+            if sql in (each.operation.sql, self.queries.get(place))
+            or (isinstance(each.caller, Batch) and any(item == sql for item, _ in each.caller.added))
         )
 
 
@@ -406,6 +465,15 @@ def failed(operation: core.Operation) -> bool:
     except errors.Error:
         return True
     return False
+
+
+def is_right(each: Asked) -> bool:
+    if each.caller is None:
+        return matches(each.operation, each.expected)
+    try:
+        return each.caller.right(each.operation)
+    except errors.Error:
+        return False
 
 
 def unsent(each: Asked) -> bool:

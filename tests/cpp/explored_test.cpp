@@ -140,6 +140,8 @@ const char* const usual =
 const char* const few = "fresh,known,copy,script";
 const char* const transactional =
     "insert,known_insert,stale_insert,dropped_insert,begin,begin_execute,begin_script,commit,rollback,fail_describe";
+const char* const lasting = "stream,whole_stream,cursor,copy_in,refused_copy_in,copy_out,batch";
+const char* const beside_lasting = "known";
 #ifdef __SANITIZE_ADDRESS__
 constexpr bool sanitized = true;  // ten times slower: fewer kinds
 #else
@@ -147,6 +149,7 @@ constexpr bool sanitized = false;
 #endif
 const char* const combined = sanitized ? "known,copy,script" : usual;
 const char* const combined_otherwise = sanitized ? "known,copy" : few;
+const char* const combined_lasting = sanitized ? "stream,copy_in,copy_out,batch" : lasting;
 const char* const combined_transactions = sanitized ? "stale_insert,begin,rollback" : transactional;
 
 // The kinds to be combined: those that the environment names, or `otherwise`.
@@ -229,6 +232,22 @@ TEST_P(explored_transactions, every_interleaving) {
   explore_all(GetParam(), kinds_of(combined_transactions), made);
 }
 
+// What lasts, beside others. With PGPOLL_EXPLORED_KINDS also beside each other, and what fails.
+class explored_lasting : public testing::TestWithParam<kind> {};
+
+TEST_P(explored_lasting, every_interleaving) {
+  program made;
+  made.halves = false;
+  explore_all(GetParam(), kinds_of(beside_lasting), made);
+}
+
+TEST_P(explored_lasting, cancelled_by_grace) {
+  program made;
+  made.halves = false;
+  made.grace = true;
+  explore_all(GetParam(), kinds_of(beside_lasting), made);
+}
+
 // A statement that is stored though its describing was cancelled, and then needed where nothing may run again.
 TEST(explored_names, one_that_exists_within_a_transaction) {
   program made;
@@ -257,6 +276,7 @@ const auto name_of_kind = [](const auto& each) { return std::string(name_of(each
 INSTANTIATE_TEST_SUITE_P(first, explored, testing::ValuesIn(kinds_of(combined)), name_of_kind);
 INSTANTIATE_TEST_SUITE_P(first, explored_otherwise, testing::ValuesIn(kinds_of(combined_otherwise)), name_of_kind);
 
+INSTANTIATE_TEST_SUITE_P(first, explored_lasting, testing::ValuesIn(kinds_of(combined_lasting)), name_of_kind);
 INSTANTIATE_TEST_SUITE_P(first, explored_transactions, testing::ValuesIn(kinds_of(combined_transactions)),
                          name_of_kind);
 

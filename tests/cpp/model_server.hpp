@@ -9,8 +9,12 @@
 //   tag ...             no rows, the tag "TAG 41"                            fail sync    at Sync, behind
 //   insert ...          an effect of the token                               CommandComplete
 //   begin ...           BEGIN; commit ... and rollback ... alike
+//   values ...          two rows, told apart, by the limit of Execute     fail rows    behind one of them
+//   copy in ...         an effect of two pieces of data                   copy refused ...   the second is refused
+//   copy out ...        two pieces of data, the second after some work    copy broken ...    there is no second
 //
-// Effects are durable once their transaction has ended well: at Sync, or at COMMIT where BEGIN came before.
+// Effects are durable once their transaction has ended well: at Sync, or at COMMIT where BEGIN came before; so long do
+// portals last, of which there is one at a time.
 #pragma once
 
 #include <algorithm>
@@ -32,6 +36,8 @@ struct frontend_message {
   std::string name;      // of the statement
   std::string sql;       // Parse, Query
   std::string argument;  // Bind's
+  std::string portal;    // Bind, Execute
+  std::uint32_t limit = 0;
 };
 
 // Takes the next whole message off the front of `bytes`.
@@ -55,8 +61,12 @@ inline frontend_message take_frontend(std::string_view& bytes, bool begun) {
       body.uint8();
       out.name = body.string();
       break;
+    case 'E':
+      out.portal = body.string();
+      out.limit = body.uint32();
+      break;
     case 'B': {
-      body.string();
+      out.portal = body.string();
       out.name = body.string();
       for (auto formats = body.uint16(); formats > 0; --formats) body.uint16();
       for (auto values = body.uint16(); values > 0; --values) out.argument = body.bytes(body.uint32());
@@ -118,11 +128,8 @@ class model_server {
     if (copying() && hit) return end_copy("57014", "canceling statement due to user request");
     const auto got = std::move(waiting.front());
     waiting.pop_front();
-    if (copying()) {  // Flush and Sync are ignored while data is awaited
-      if (got.type == 'f') end_copy("57014", "COPY from stdin failed");
-      return;
-    }
-    if (got.type == 'f') return;  // it came too late: the copy had failed by itself
+    if (copying()) return take_copied(got.type);
+    if (got.type == 'd' || got.type == 'c' || got.type == 'f') return;  // too late: the copy had failed by itself
     if (skipping_ && got.type != 'S') return;
     if (hit && got.type != 'Q' && got.type != 'S') return fail("57014", "canceling statement due to user request");
     on(got, hit);
@@ -131,8 +138,13 @@ class model_server {
   void key(std::string& out) const {
     out += static_cast<char>(running_);
     out += static_cast<char>(skipping_ | uncommitted_ << 1 | simple_ << 2 | cancel_pending << 3 | ended << 4);
-    out += bound_ + '/' + token_ + '/' + late_failure_ + '/';
-    for (const auto& each : waiting) out += each.type + each.name + '.' + each.sql + '.' + each.argument + ';';
+    out += bound_ + '/' + token_ + '/' + late_failure_ + '/' + portal_ + '/';
+    out += static_cast<char>(given_ | pieces_ << 4);
+    for (const auto& each : rest_) out += each;
+    for (const auto& each : waiting) {
+      out += each.type + each.name + '.' + each.sql + '.' + each.argument + '.' + each.portal + ';';
+      out += static_cast<char>(each.limit);
+    }
     out += '|';
     for (const auto& [name, sql] : statements_) out += name + '=' + sql + (stale_.contains(name) ? '!' : ';');
     (out += status_) += static_cast<char>(transaction_);
@@ -142,11 +154,15 @@ class model_server {
 
  private:
   enum class running : char { no, rows, copy };
+  static constexpr const char* no_portal = "none";
 
   bool copying() const { return running_ == running::copy; }
   void say(std::string message) { answers.push_back(std::move(message)); }
   void ready() {
-    if (status_ == 'I') decide(effect::state::durable);
+    if (status_ == 'I') {
+      decide(effect::state::durable);
+      portal_ = no_portal;
+    }
     say(test::ready(status_));
   }
 
@@ -159,9 +175,11 @@ class model_server {
       if (each.now == effect::state::pending) each.now = how;
   }
 
-  void fail(const std::string& code, const std::string& text) {
-    say(server_error(code, "ERROR", text));
+  void fail(const std::string& code, const std::string& text) { fail_with(server_error(code, "ERROR", text)); }
+  void fail_with(std::string error) {
+    say(std::move(error));
     running_ = running::no;
+    rest_.clear();
     late_failure_.clear();
     uncommitted_ = false;
     decide(effect::state::undone);
@@ -173,6 +191,20 @@ class model_server {
     simple_ = false;
   }
   void end_copy(const std::string& code, const std::string& text) { fail(code, text); }
+
+  // Flush and Sync are ignored while data is awaited.
+  void take_copied(char type) {
+    if (type == 'f') return end_copy("57014", "COPY from stdin failed");
+    const bool refuses = bound_.starts_with("copy refused");
+    if ((type == 'd' || type == 'c') && !refuses && !bound_.starts_with("copy in"))
+      throw std::logic_error("data for a COPY that was refused");
+    if (type == 'd' && ++pieces_ == 2 && refuses) return fail("P0001", bound_);
+    if (type != 'c') return;
+    if (pieces_ != 2) throw std::logic_error("half a COPY was ended");
+    running_ = running::no;
+    effects.push_back({std::stoi(token_), transaction_});
+    say(message('C', text("COPY 2")));
+  }
 
   // In a transaction that has failed all but its end is refused.
   bool is_refused(const frontend_message& got) const {
@@ -206,7 +238,8 @@ class model_server {
         bind(got);
         break;
       case 'E':
-        run();
+        if (got.portal != portal_) return fail("34000", got.portal);
+        run(got.limit);
         break;
       case 'C':
         statements_.erase(got.name);
@@ -237,7 +270,7 @@ class model_server {
   void describe(const std::string& sql) {
     if (sql.starts_with("fail describe")) return fail("P0001", sql);
     say(message('t', int16(1) + int32(23)));
-    const bool rows = sql.starts_with("select") || sql.starts_with("fail late");
+    const bool rows = sql.starts_with("select") || sql.starts_with("fail late") || is_series(sql);
     say(rows ? row_of_int4("n") : message('n'));
   }
 
@@ -246,10 +279,48 @@ class model_server {
     bound_ = statements_.at(got.name);
     token_ = got.argument.empty() ? last_word(bound_) : got.argument;
     if (bound_.starts_with("fail bind")) return fail("P0001", "fail bind " + token_);
+    portal_ = got.portal;
+    given_ = 0;
     say(message('2'));
   }
 
-  void run() {
+  static bool is_series(const std::string& sql) { return sql.starts_with("values") || sql.starts_with("fail rows"); }
+
+  // A row without delay, the second after some work, and where as many have come as were asked for no end.
+  void run_series(std::uint32_t limit) {
+    running_ = running::rows;
+    const bool fails = bound_.starts_with("fail rows");
+    const std::uint32_t last = fails ? 1 : 2;
+    std::uint32_t came = 0;
+    for (; given_ < last && (limit == 0 || came < limit); ++came, ++given_)
+      rest_.push_back(data_row(given_ == 0 ? ".a" : ".b"));
+    if (came > 0 && given_ == came) {
+      say(rest_.front());
+      rest_.erase(rest_.begin());
+    }
+    if (limit != 0 && came == limit)
+      rest_.push_back(message('s'));
+    else if (fails)
+      rest_.push_back(server_error("P0001", "ERROR", "fail rows " + token_));
+    else
+      rest_.push_back(message('C', text("SELECT " + std::to_string(came))));
+  }
+
+  void run_copy() {
+    const auto format = std::string(1, '\0') + int16(1) + int16(0);
+    const bool out = bound_.starts_with("copy out"), broken = bound_.starts_with("copy broken");
+    pieces_ = 0;
+    say(message(out || broken ? 'H' : 'G', format));
+    running_ = out || broken ? running::rows : running::copy;
+    if (running_ == running::copy) return;
+    say(message('d', token_ + ".a"));
+    if (out)
+      rest_ = {message('d', token_ + ".b"), message('c'), message('C', text("COPY 2"))};
+    else
+      rest_ = {server_error("P0001", "ERROR", std::string(bound_))};
+  }
+
+  void run(std::uint32_t limit = 0) {
     uncommitted_ = status_ == 'I';
     const auto word = bound_.substr(0, bound_.find(' '));
     if (word == "begin" || word == "commit" || word == "rollback") return control(word);
@@ -258,12 +329,14 @@ class model_server {
       say(message('C', text("INSERT 0 1")));
     } else if (bound_.starts_with("select")) {
       say(data_row());
+      rest_ = {data_row(), message('C', text("SELECT 2"))};
       running_ = running::rows;
     } else if (bound_.starts_with("tag")) {
       say(message('C', text("TAG " + token_)));
     } else if (bound_.starts_with("copy")) {
-      say(message('G', std::string(1, '\0') + int16(1) + int16(0)));
-      running_ = running::copy;
+      run_copy();
+    } else if (is_series(bound_)) {
+      run_series(limit);
     } else if (bound_.starts_with("fail sync")) {
       say(message('C', text("INSERT 0 1")));
       if (status_ == 'I') late_failure_ = "fail sync " + token_;  // else it would be at COMMIT
@@ -284,6 +357,7 @@ class model_server {
       decide(commits ? effect::state::durable : effect::state::undone);
       status_ = 'I';
       transaction_ = 0;
+      portal_ = no_portal;
     }
     say(message('C', text(word == "begin" ? "BEGIN" : commits ? "COMMIT" : "ROLLBACK")));
   }
@@ -291,8 +365,10 @@ class model_server {
   void finish_rows(bool hit) {
     running_ = running::no;
     if (hit) return fail("57014", "canceling statement due to user request");
-    say(data_row());
-    say(message('C', text("SELECT 2")));
+    for (const auto& each : std::exchange(rest_, {})) {
+      if (each[0] == 'E') return fail_with(each);
+      say(each);
+    }
     if (!simple_) return;
     say(message('C', text("TAG " + token_)));  // the script's second statement
     simple_ = uncommitted_ = false;
@@ -318,8 +394,9 @@ class model_server {
     ready();
   }
 
-  std::string data_row() const {
-    return message('D', int16(1) + int32(static_cast<std::int64_t>(token_.size())) + token_);
+  std::string data_row(const std::string& place = {}) const {
+    const auto value = token_ + place;
+    return message('D', int16(1) + int32(static_cast<std::int64_t>(value.size())) + value);
   }
   static std::string row_of_int4(const std::string& name) { return described(name).substr(12); }
   static std::string last_word(const std::string& sql) { return sql.substr(sql.rfind(' ') + 1); }
@@ -328,6 +405,10 @@ class model_server {
   std::set<std::string, std::less<>> stale_;  // those whose plan has changed
   std::string bound_;
   std::string token_;
+  std::string portal_ = no_portal;
+  std::uint32_t given_ = 0;        // rows of it
+  std::uint32_t pieces_ = 0;       // of the COPY that runs
+  std::vector<std::string> rest_;  // what is said when what runs is done
   std::string late_failure_;
   running running_ = running::no;
   bool begun_ = false;

@@ -36,14 +36,15 @@ bool begins(kind what) {
 
 bool is_insert(kind what) {
   return what == kind::insert || what == kind::known_insert || what == kind::stale_insert ||
-         what == kind::dropped_insert;
+         what == kind::dropped_insert || what == kind::copy_in || what == kind::fail_copy_in ||
+         what == kind::refused_copy_in || what == kind::batch || what == kind::fail_batch;
 }
 
 // Behind such a second attempt might run inside of a transaction, or not at all.
 bool hinders_others(kind what) {
   return begins(what) || is_command(what) || is_simple(what) || what == kind::copy || what == kind::known_copy ||
          what == kind::close || what == kind::fail_parse || what == kind::fail_describe || what == kind::fail_late ||
-         what == kind::fail_bind || what == kind::fail_sync;
+         what == kind::fail_bind || what == kind::fail_sync || (what >= kind::fail_stream && what <= kind::fail_batch);
 }
 
 // Statements that have been prepared before the program begins.
@@ -64,6 +65,15 @@ const char* known_word(kind what) {
       return "insert stale";
     case kind::dropped_insert:
       return "insert dropped";
+    case kind::stream:
+    case kind::whole_stream:
+    case kind::cursor:
+      return "values known";
+    case kind::fail_stream:
+      return "fail rows known";
+    case kind::batch:
+    case kind::fail_batch:
+      return "insert known";
     default:
       return nullptr;
   }
@@ -105,6 +115,17 @@ std::string world::request::word() const {
       return "commit" + number;
     case kind::rollback:
       return "rollback" + number;
+    case kind::fresh_stream:
+      return "values" + number;
+    case kind::copy_in:
+    case kind::fail_copy_in:
+      return "copy in" + number;
+    case kind::refused_copy_in:
+      return "copy refused" + number;
+    case kind::copy_out:
+      return "copy out" + number;
+    case kind::broken_copy_out:
+      return "copy broken" + number;
     case kind::close:
       return {};
     default:
@@ -161,20 +182,25 @@ unsigned world::enabled() const {
   for (std::size_t i = 0; i < requests_.size(); ++i) {
     const auto& each = requests_[i];
     can(abandon + static_cast<unsigned>(i), each.op && !each.abandoned && each.what != kind::close);
+    can(attend + static_cast<unsigned>(i), may_attend(each));
   }
-  const bool progress = (out & (1u << send | 1u << work | 1u << receive)) != 0 || cancel_ == cancelling::socket_open;
+  constexpr auto moves = 1u << send | 1u << work | 1u << receive | 0xfu << attend;
+  const bool progress = (out & moves) != 0 || cancel_ == cancelling::socket_open;
   if (!progress && !server_.ended) say(all_done(), "a request hangs");
   for (const auto each : {end_of_file, reset, fatal}) can(each, each != fatal || !server_.ended);
   return out;
 }
 
 bool world::all_done() const {
-  return std::all_of(requests_.begin(), requests_.end(), [](const auto& each) { return !each.started || each.done; });
+  return std::all_of(requests_.begin(), requests_.end(), [](const auto& each) {
+    return !each.started || each.done || (each.opened && !each.op);  // it is to be fetched from
+  });
 }
 
 bool world::finished() const {
-  return next_ == requests_.size() && all_done() && !lost_ && talk_.outbound().empty() && !server_.can_work() &&
-         server_.answers.empty() && cancel_ == cancelling::no;
+  const bool all = std::all_of(requests_.begin(), requests_.end(), [](const auto& each) { return each.done; });
+  return all && !lost_ && talk_.outbound().empty() && !server_.can_work() && server_.answers.empty() &&
+         cancel_ == cancelling::no;
 }
 
 void world::act(unsigned which) {
@@ -237,13 +263,20 @@ void world::act(unsigned which) {
     case fatal:
       return lose(which);
     default: {
+      if (which >= attend) {
+        attend_to(requests_[which - attend]);
+        break;
+      }
       auto& each = requests_[which - abandon];
       each.abandoned = true;
       talk_.abandon(*each.op);
+      inspected_ = std::min(inspected_, talk_.outbound().size());  // a batch of which nothing has left is taken back
       const auto* const p = each.op->exchange;
       say(p == nullptr || p->synced || p->sync_waits || p->draining, "abandoned, and its Sync was not written at once");
     }
   }
+  settle();
+  take_what_came();
   settle();
   judge_effects();
   take_outcomes();
@@ -268,6 +301,8 @@ void world::start_next() {
     const auto is_closer = [](const auto& other) { return other.started && other.what == kind::close; };
     each.done = std::count_if(requests_.begin(), requests_.end(), is_closer) > 1;  // all closers share one Terminate
     if (!each.done) each.op = op;
+  } else if (start_lasting(each)) {
+    return;
   } else if (each.what == kind::prepare || each.what == kind::known_prepare) {
     each.op = talk_.start_prepare(word);
   } else if (is_simple(each.what)) {
@@ -336,6 +371,7 @@ void world::inspect(int head_before) {
     const auto at = sent_ + talk_.outbound().size() - fresh.size();
     const auto got = take_frontend(fresh, true);
     inspect(got, head_before);
+    inspect_lasting(got);
     if (writer_ >= 0 && !requests_[static_cast<std::size_t>(writer_)].first_byte)
       requests_[static_cast<std::size_t>(writer_)].first_byte = at;
   }
@@ -343,7 +379,8 @@ void world::inspect(int head_before) {
 }
 
 void world::inspect(const frontend_message& got, int head_before) {
-  const bool ending = got.type == 'S' || got.type == 'f';  // what finishes a dialogue that has begun
+  const bool breaks = got.type == 'E' && got.portal == "pgpoll_broken";
+  const bool ending = got.type == 'S' || got.type == 'f' || breaks;  // what finishes a dialogue that has begun
   if (got.type == 'Q' && got.sql.empty()) {
     say(cancel_ == cancelling::socket_ended, "a drain without a CancelRequest that has ended");
     cancel_ = cancelling::draining;
@@ -354,6 +391,8 @@ void world::inspect(const frontend_message& got, int head_before) {
       if (got.type == 'X') return each.what == kind::close && each.op;
       if (got.type == 'B' && !got.argument.empty()) return got.argument == std::to_string(each.token);
       if (got.type == 'B') return &each == &requests_[static_cast<std::size_t>(writer_)];  // a command's
+      if (each.what == kind::batch || each.what == kind::fail_batch)
+        return each.op && (got.sql.ends_with(std::to_string(each.token)) || got.sql == each.word());
       return each.word() == got.sql && each.op && (each.op->again ? !each.written_again : !each.first_byte);
     };
     const auto found = std::find_if(requests_.begin(), requests_.end(), is_its);
@@ -362,6 +401,8 @@ void world::inspect(const frontend_message& got, int head_before) {
     found->written_again = found->op->again;
     say(!found->abandoned, "a request goes on though it was abandoned");
   }
+  if (got.type == 'E' && got.portal.starts_with("p4"))  // a fetch
+    writer_ = static_cast<int>(std::stoul(got.portal.substr(1)) - 41);
   if (got.type == 'C') return;  // Close of an evicted statement, in front of a Parse
   // By grace somebody may be on the wire already, who goes on once the cancel's socket has ended.
   const bool goes_on = program_.grace && cancel_ == cancelling::socket_ended && writer_ >= 0 &&
@@ -378,8 +419,13 @@ void world::inspect(const frontend_message& got, int head_before) {
   if (writer_ < 0) return;
   const auto what = requests_[static_cast<std::size_t>(writer_)].what;
   const bool copy = what == kind::copy || what == kind::known_copy;
-  if (got.type == 'Q' || (got.type == 'B' && copy)) barrier_ = writer_;
-  if (got.type == 'S' && copy) barrier_ = nobody;  // written after the answer to Execute: COPY is over
+  const bool copies = what >= kind::copy_in && what <= kind::broken_copy_out;  // which keep the writer to their end
+  const bool owns = copy || copies || (what >= kind::stream && what <= kind::fail_stream) || what == kind::batch ||
+                    what == kind::fail_batch;
+  if (got.type == 'Q' || (got.type == 'B' && owns)) barrier_ = writer_;
+  if (got.type != 'S') return;  // written after the answer to Execute: COPY is over, or has failed
+  const auto& op = requests_[static_cast<std::size_t>(writer_)].op;
+  if (!copies || (op && op->exchange != nullptr && op->exchange->draining)) barrier_ = nobody;
 }
 
 // ---- what was told
@@ -392,10 +438,10 @@ void world::take_outcomes() {
     say(!each.abandoned, "an abandoned request was handed out");
     for (int i = 0; i < index; ++i) {
       const auto& ahead = requests_[static_cast<std::size_t>(i)];
-      const bool again = ahead.op && ahead.op->again;  // its second place is behind those that were on the wire
+      const bool again = (ahead.op && ahead.op->again) || ahead.opened;  // its second place is behind the others'
       say(ahead.done || ahead.abandoned || again || !each.first_byte, "told out of order");
     }
-    judge(each, *op);
+    if (!opens(each, op)) judge(each, *op);
   }
   for (auto& each : requests_) {
     if (!each.op || !each.op->done()) continue;
@@ -413,7 +459,7 @@ void world::judge(request& each, const operation& op) {
     const auto code = error.server ? std::string(error.server->field('C')) : std::string();
     const bool gone = error.kind == failure::kind::lost || error.kind == failure::kind::closed || code == "57P01";
     const bool after_close = std::any_of(requests_.begin(), requests_.end(), [&](const auto& other) {
-      return other.what == kind::close && other.token < each.token && other.started;
+      return other.what == kind::close && (other.token < each.token || each.opened) && other.started;
     });
     say((code == "57014" && may_be_hit(each, op)) || (gone && (lost_ || after_close)) || is_of_its_place(each, code),
         "an error of somebody else: " + error.message);
@@ -447,6 +493,7 @@ bool world::may_be_hit(const request& each, const operation& op) const {
 // Whether an error is due to what came before the request, or to what hindered a second attempt.
 bool world::is_of_its_place(const request& each, std::string_view code) const {
   if (code == "25P02") return began_before(each);
+  if (code == "34000") return each.opened && !holds_portals(each);
   const bool stale = each.what == kind::stale_insert && code == "0A000";
   const bool dropped = each.what == kind::dropped_insert && code == "26000";
   return (stale || dropped) && (lost_ || hindered(each));
@@ -461,8 +508,19 @@ bool world::hindered(const request& each) const {
 
 bool world::began_before(const request& each) const {
   return std::any_of(requests_.begin(), requests_.end(), [&](const auto& other) {
-    return other.started && begins(other.what) && other.token < each.token;
+    return other.started && begins(other.what) && (other.token < each.token || each.opened);
   });
+}
+
+// Whether it was certainly opened in a transaction that nobody has ended.
+bool world::holds_portals(const request& each) const {
+  const auto ends = [](const auto& other) {
+    return other.started && (other.what == kind::commit || other.what == kind::rollback);
+  };
+  return std::none_of(requests_.begin(), requests_.end(), ends) &&
+         std::any_of(requests_.begin(), requests_.end(), [&](const auto& other) {
+           return other.done && !other.abandoned && begins(other.what) && other.token < each.token;
+         });
 }
 
 // Nothing runs twice, and nothing inside of a transaction that begins behind it.
@@ -473,6 +531,7 @@ void world::judge_effects() {
     say(std::count_if(server_.effects.begin(), server_.effects.end(), stands) <= 1, "it ran twice");
     const auto* const left = effect_of(each);
     say(left == nullptr || left->transaction < each.token, "it ran inside of a transaction that began behind it");
+    judge_lasting(each);
   }
 }
 
@@ -484,6 +543,7 @@ const effect* world::effect_of(const request& each) const {
 
 // Whether this is the request's own proper outcome.
 bool world::as_asked(const request& each, const operation& op) const {
+  if (const auto lasting = lasting_as_asked(each, op)) return *lasting;
   const auto token = std::to_string(each.token);
   const auto two_rows = [&](const core::raw_result& result) {
     if (result.rows.size() != 2 || result.tag != "SELECT 2") return false;
@@ -593,12 +653,13 @@ void world::client_key(std::string& out) const {
     add(p->error ? 1 + static_cast<int>(p->error->kind) : 0, p->error && p->error->message.starts_with("canceling"));
     add(p->arguments.has_value(), p->op->statement != nullptr, p->first_byte.has_value(), p->in_replies);
     add(p->first_byte && *p->first_byte < sent_total);
-    add(p->bound, p->op->again, p->op->statement != nullptr && p->op->statement->stale);
+    add(p->copy_failed, p->bound, p->op->again, p->op->statement != nullptr && p->op->statement->stale);
   };
   for (const auto& each : requests_) {
     add(each.started | each.abandoned << 1 | each.done << 2 | each.first_byte.has_value() << 3 |
         each.written_again << 4);
     add(each.first_byte && *each.first_byte < sent_);
+    lasting_key(each, out);
   }
   add(writer_, barrier_, cancel_);
   for (const auto* p : talk_.*revealed(tag_of_replies_{})) add_exchange(p);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -126,7 +125,6 @@ class Batch(_batches.Batch):
     def __enter__(self) -> Batch:
         driver = self._driver
         hold = self._enter(driver.hold("batch", driver.core.start_batch, self._via, self._where))
-        hold.block.owner_name = f"thread {threading.current_thread().name!r}"
         self._opened(driver.run(started(driver.blocks, hold)))
         return self
 

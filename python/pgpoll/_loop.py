@@ -241,7 +241,9 @@ class Driver:
     def hold(self, channel: str, start: Callable[[], core.Operation[Any]], via: Block | None, where: str) -> Hold:
         """The turn of a channel, as the current task's."""
         now = self.loop.time()
-        return Hold(channel, where, start, via, current_task(), now, carried=carried(), context=copy_context())
+        hold = Hold(channel, where, start, via, current_task(), now, carried=carried(), context=copy_context())
+        hold.block.owner_name = self.task_name()
+        return hold
 
     def check_outside(self, what: str) -> None:
         """InterfaceError where the current task is inside of a transaction."""

@@ -199,7 +199,10 @@ class Driver:
 
     def hold(self, channel: str, start: Callable[[], core.Operation[Any]], via: Block | None, where: str) -> Hold:
         """The turn of a channel, as the current thread's."""
-        return Hold(channel, where, start, via, threading.current_thread(), monotonic(), context=copy_context())
+        thread = threading.current_thread()
+        hold = Hold(channel, where, start, via, thread, monotonic(), context=copy_context())
+        hold.block.owner_name = f"thread {thread.name!r}"
+        return hold
 
     def check_outside(self, what: str) -> None:
         """InterfaceError where the current thread is inside of a transaction."""

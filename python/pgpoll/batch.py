@@ -88,7 +88,6 @@ class Batch(_batches.Batch):
         driver = self._driver
         driver.check_loop()
         hold = self._enter(driver.hold("batch", driver.core.start_batch, self._via, self._where))
-        hold.block.owner_name = driver.task_name()
         self._opened(await driver.run(_flows.started(driver.blocks, hold)))
         hold.block.carry()
         return self

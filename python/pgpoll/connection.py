@@ -118,7 +118,6 @@ class Verbs(Facts):
         """
         driver = self._driver
         hold = driver.hold("batch", partial(self._core.start_executemany, sql), self._via, caller())
-        hold.block.owner_name = driver.task_name()
         flow = _batches.executemany(driver.blocks, hold, rows, self._core.flush, on_progress, asynchronous=True)
         return await driver.run(flow, timeout)
 

@@ -92,7 +92,6 @@ class Verbs(Facts):
         """See pgpoll.Connection.executemany. `rows` is an iterable, which is read without the connection's mutex."""
         driver = self._driver
         hold = driver.hold("batch", partial(self._core.start_executemany, sql), self._via, caller())
-        hold.block.owner_name = f"thread {threading.current_thread().name!r}"
         flow = _batches.executemany(driver.blocks, hold, rows, self._core.flush, on_progress, asynchronous=False)
         return driver.run(flow, timeout)
 

@@ -1,4 +1,4 @@
-"""D15 in a batch and an executemany: a statement that the server has dropped is an error, and prepared anew afterwards."""
+"""D15 in a batch and an executemany: a statement that the server has dropped is an error, and prepared anew later."""
 
 # ruff: noqa: PT012 - what raises is the end of a block
 from __future__ import annotations
@@ -93,7 +93,7 @@ async def test_executemany(conn: pgpoll.Connection, kind: str, inside: bool) -> 
         assert await conn.fetchval("select count(*) from s") == 2
         for _ in range(2):
             got = await conn.executemany(INSERT, [(3,), (4,)])
-            assert list(got) == ([(3, 2), (4, 2)] if kind == "plan" else [(3,), (4,)])
+            assert [tuple(row) for row in got] == ([(3, 2), (4, 2)] if kind == "plan" else [(3,), (4,)])
             assert got.rowcount == 2
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import pgpoll
-from pgpoll import core, errors
+from pgpoll import core, errors, sync
 
 LINES = b"1\tone\n2\t\\N\n3\t\xc3\xa9\n"
 ROWS = [(1, "one"), (2, None), (3, "é")]
@@ -429,6 +429,45 @@ async def test_names_are_quoted(conn: pgpoll.Connection) -> None:
     with pytest.raises(errors.UndefinedTable):
         await conn.copy_records(f"{schema}.{table}", [])
     await conn.execute("drop schema " + quoted.split('."ta')[0] + " cascade")
+
+
+@pytest.mark.parametrize(
+    "table", ["Mixed", "select", "user", "a b", "Ä", "1", "$1", "x.y", "'", '"', '"t"', "t;", "%s"]
+)
+async def test_names_of_tables_are_taken_to_the_letter(conn: pgpoll.Connection, table: str) -> None:
+    quoted = '"' + table.replace('"', '""') + '"'
+    await conn.execute(f"create temp table {quoted} ({quoted} int4)")
+    await conn.copy_records(table, [(1,)])
+    await conn.copy_records(table, [(2,)], columns=[table], schema="pg_temp")
+    assert await conn.fetch(f"select * from {quoted}") == [(1,), (2,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "notes"),
+    [
+        ({"table": "public.t"}, ["'public.t' is one identifier: pass the schema's name as schema="]),
+        ({"table": "public.t", "schema": "public"}, []),
+        ({"table": "Copied"}, ["'Copied' is taken to the letter: without quotes it would be 'copied'"]),
+        (
+            {"table": "copied", "schema": "Public"},
+            ["'Public' is taken to the letter: without quotes it would be 'public'"],
+        ),
+        ({"table": '"copied"'}, ["'\"copied\"' is taken to the letter, quotes included"]),
+        ({"table": "nosuch"}, []),
+        ({"table": "copied", "schema": "nosuch"}, []),
+    ],
+)
+async def test_a_table_that_is_not_there(conn: pgpoll.Connection, dsn: str, name: Any, notes: list[str]) -> None:
+    await conn.execute("create temp table copied (a int4)")
+    missing = (errors.UndefinedTable, errors.InvalidSchemaName)
+    with pytest.raises(missing) as caught:
+        await conn.copy_records(records=[(1,)], **name)
+    assert getattr(caught.value, "__notes__", []) == notes
+    with sync.connect(dsn) as blocking:
+        with pytest.raises(missing) as told:
+            blocking.copy_records(records=[(1,)], **name)
+        assert getattr(told.value, "__notes__", []) == notes
+    assert await conn.fetchval("select 1") == 1
 
 
 async def test_columns_that_can_be_written(conn: pgpoll.Connection) -> None:

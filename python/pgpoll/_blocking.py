@@ -163,6 +163,7 @@ class Listener(Listens):
     def next(self, *, timeout: float | None = None) -> Notification | None:
         """The next notification; None where none has come within so many seconds, or after it has been left."""
         driver, box = self._parent._driver, self._box
+        driver.check_process()
         deadline = None if timeout is None else monotonic() + seconds(timeout)
         looked = False
         while True:

@@ -146,15 +146,14 @@ class Blocks:
     def check_cancel(self, turn: Turn) -> None:
         """InterfaceError where what runs is part of a block that the maker of `turn` is not inside of."""
         if self.stack and not any(self.inside(turn)):
-            where = self.stack[-1].where
-            raise errors.InterfaceError(
-                f"what runs is part of the transaction entered at {where}: use its handle's cancel()"
-            )
+            top = self.stack[-1]
+            way = "end that" if top.channel else "use its handle's cancel()"
+            raise errors.InterfaceError(f"what runs is part of the {top.kind} entered at {top.where}: {way}")
 
     def check_outside(self, turn: Turn, what: str) -> None:
         """InterfaceError where the maker of `turn` is inside of a block."""
         for block in self.inside(turn):
-            raise errors.InterfaceError(f"{what} can't be used inside of the transaction entered at {block.where}")
+            raise errors.InterfaceError(f"{what} can't be used inside of the {block.kind} entered at {block.where}")
 
     def line_up(self, turn: Turn) -> None:
         """Let it wait for its turn. Raises InterfaceError where the connection takes no more, BusyError for now."""
@@ -226,7 +225,7 @@ class Blocks:
             return None
         top.warned = True
         owner = f"owned by {name_of(top.owner)}" if top.owner is not None else "without an owner"
-        what = f"{top.channel or 'transaction'} entered at {top.where}"
+        what = f"{top.kind} entered at {top.where}"
         return (
             f"{len(self._line)} request(s) have waited up to {seconds:.0f} s for the {what}, {owner}, which "
             f"{top.state.value}"
@@ -267,8 +266,8 @@ class Blocks:
                 self._line[control] = None
             else:
                 self._finish(control)
-        elif top.channel and top.owner is control.who:  # left behind, not closed: it ends here
-            self.release(top)
+        elif top.channel and (top.owner is control.who or top in control.carried):
+            self.release(top)  # left behind, not closed: it ends here
             self.leave(control)
         elif top.owner is not None and top.owner is control.who and _live(top):
             raise errors.InterfaceError(f"the transaction entered at {top.where}, inside of this one, is still open")
@@ -338,7 +337,7 @@ class Blocks:
     def lost(self) -> None:
         """The connection has ended: everyone in line is told, and no block is live any more."""
         for block in self.stack:
-            block.state, block.outcome, block.owner = ENDED, block.outcome or LOST, None
+            block.end(LOST)
         self.stack.clear()
         self._busy.clear()
         line, self._line = self._line, {}
@@ -522,8 +521,7 @@ class Blocks:
     def _end(self, block: Block, outcome: str) -> None:
         """It has left the server: it and all inside of it leave the stack."""
         while block in self.stack:
-            each = self.stack.pop()
-            each.state, each.outcome, each.owner = ENDED, each.outcome or outcome, None
+            self.stack.pop().end(outcome)
 
     def _clean(self) -> None:
         """Roll back the doomed blocks that are innermost, unless that is on its way."""

@@ -108,6 +108,7 @@ class Copying(Generic[T]):
         hold = driver.hold("COPY", start, via, self._where)
         self._block = hold.block
         self._operation = operation = yield from started(driver.blocks, hold)
+        hold.block.carry()
         if self._decoded:
             self._decoder = core._RecordDecoder(operation)
         return operation
@@ -142,9 +143,9 @@ class Copying(Generic[T]):
 class CopyOut(Copying[T]):
     """What a COPY TO STDOUT gives: an asynchronous iterator, of bytes or of Records, and a context manager.
 
-    It owns the connection from its first step to its end. To leave its block, to cancel the task that waits in it, or
-    to drop it ends it; what the server had still to send is cancelled and read without anybody. `result` is the COPY's
-    Result once the end has come.
+    It owns the connection from its first step to its end: one's own requests raise InterfaceError, others wait. To
+    leave its block, to cancel the task that waits in it, or to drop it ends it; what the server had still to send is
+    cancelled and read without anybody. `result` is the COPY's Result once the end has come.
     """
 
     __slots__ = ("__weakref__",)

@@ -55,12 +55,29 @@ def copy_records(
         name = f"{quoted(schema, 'schema')}.{name}"
     wanted = None if columns is None else _names(columns)
     request = driver.turn(partial(driver.core.start_execute, _COLUMNS_OF, (name,)), via)
-    found = _Columns((yield from answered(driver.blocks, request)), name, wanted)
+    try:
+        rows = yield from answered(driver.blocks, request)
+    except (errors.UndefinedTable, errors.InvalidSchemaName) as error:
+        _explain(error, table, schema)
+        raise
+    found = _Columns(rows, name, wanted)
     where = f" ({', '.join(quoted(each, 'a column') for each in found.names)})" if found.names else ""
     sql = f"COPY {name}{where} FROM STDIN (FORMAT binary)"
     encoder = partial(_encoder, found)
     hold = driver.hold("COPY", partial(driver.core.start_copy_in, sql), via, caller())
     return (yield from _fed(driver, hold, partial(records, source, encoder, asynchronous=asynchronous), progress))
+
+
+def _explain(error: errors.Error, table: str, schema: str | None) -> None:
+    """Why there may be no such table, for those who expect a name to be parsed as in SQL."""
+    if schema is None and "." in table:
+        error.add_note(f"{table!r} is one identifier: pass the schema's name as schema=")
+        return
+    for name in (table,) if schema is None else (schema, table):
+        if '"' in name:
+            error.add_note(f"{name!r} is taken to the letter, quotes included")
+        elif name != name.lower():
+            error.add_note(f"{name!r} is taken to the letter: without quotes it would be {name.lower()!r}")
 
 
 def _fed(driver: Driver, hold: Hold, open_source: Callable[[], Any], progress: Progress | None) -> Flow[core.Result]:

@@ -407,6 +407,6 @@ def quoted(name: str) -> str:
 
 def _inside(block: Block, what: str) -> errors.InterfaceError:
     return errors.InterfaceError(
-        f"{what} inside of the {block.channel or 'transaction'} entered at {block.where}: the server delivers nothing "
+        f"{what} inside of the {block.kind} entered at {block.where}: the server delivers nothing "
         "before its end; listen outside of it, or on another connection"
     )

@@ -29,7 +29,7 @@ from functools import partial
 from socket import SOCK_STREAM
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pgpoll import conninfo, core, errors
+from pgpoll import _forks, conninfo, core, errors
 from pgpoll._blocks import Blocks
 from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Sent, Step, allowed, resolve
 from pgpoll._listening import Listening, Mailbox
@@ -114,7 +114,7 @@ class Driver:
         """Before each verb. InterfaceError where the running loop is not the connection's."""
         if not self.core._runs_here():
             if not self.ours:
-                raise errors.InterfaceError("the connection was made before a fork: it belongs to the parent process")
+                _forks.refuse()
             running = asyncio._get_running_loop()
             raise errors.InterfaceError(f"the connection belongs to {self.loop!r}, not to the running loop {running!r}")
         if self._apart:
@@ -184,12 +184,12 @@ class Driver:
 
     def turn(self, start: Callable[[], core.Operation[Any]], via: Block | None) -> Turn:
         """A request's place in the line, as the current task's."""
-        return Turn(start, via, current_task(), self.loop.time(), carried=carried(), context=copy_context())
+        return Turn(start, via, self._task(), self.loop.time(), carried=carried(), context=copy_context())
 
     def control(self, block: Block, via: Block | None, *, commit: bool = False, prepare: str = "") -> Control:
         """A block's start or end, as the current task's."""
         now = self.loop.time()
-        return Control(block, via, current_task(), now, carried=carried(), commit=commit, prepare=prepare)
+        return Control(block, via, self._task(), now, carried=carried(), commit=commit, prepare=prepare)
 
     @staticmethod
     def who() -> object:
@@ -236,7 +236,7 @@ class Driver:
     def hold(self, channel: str, start: Callable[[], core.Operation[Any]], via: Block | None, where: str) -> Hold:
         """The turn of a channel, as the current task's."""
         now = self.loop.time()
-        return Hold(channel, where, start, via, current_task(), now, carried=carried(), context=copy_context())
+        return Hold(channel, where, start, via, self._task(), now, carried=carried(), context=copy_context())
 
     def check_outside(self, what: str) -> None:
         """InterfaceError where the current task is inside of a transaction."""
@@ -250,13 +250,22 @@ class Driver:
 
     def drop(self, block: Block) -> None:
         """Let go of a channel now; what runs of it is cancelled at the server where that is called for."""
-        self.blocks.release(block)
+        if self.ours:
+            self.blocks.release(block)
 
     def inside(self, via: Block | None) -> bool:
         """Whether a request may go now; see Blocks.admits."""
         if self._apart:
             self._see_apart()
-        return self.blocks.admits(via, current_task(), carried())
+        return self.blocks.admits(via, self._task(), carried())
+
+    def _task(self) -> object:
+        """Who makes a request. InterfaceError where no loop runs, as in the child of a fork."""
+        try:
+            return current_task()
+        except RuntimeError:
+            self.check_loop()
+            raise
 
     async def step(self, step: Step, expiry: _Expiry | None) -> Any:
         """What a flow waits for, but for a Control."""

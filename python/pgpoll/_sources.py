@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pgpoll import errors
 from pgpoll._flows import News, started
-from pgpoll._turns import COMMITTED, DOOMED, ENDED
+from pgpoll._turns import COMMITTED, DOOMED, ENDED, carried
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,6 +82,7 @@ class Held:
     def open(self) -> Flow[None]:
         """See Source."""
         self._operation = yield from started(self._driver.blocks, self._hold)
+        self._hold.block.carry()  # a task that its consumer makes, and waits for, would wait for itself
         self._home = tuple(each for each in self._driver.blocks.stack if each is not self._hold.block)
 
     def opened(self) -> bool:
@@ -96,6 +97,8 @@ class Held:
         """See Source."""
         operation = self._operation
         assert operation is not None
+        if (block := self._hold.block) not in carried():
+            block.carry()  # it was handed over: whoever consumes it is inside of it
         done = operation.done()  # before the rows: another thread may drive
         try:
             rows = operation.take_rows(None if whole else self._half - self._consumed)

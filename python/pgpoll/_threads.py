@@ -23,7 +23,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pgpoll import core, errors
+from pgpoll import _forks, core, errors
 from pgpoll._blocks import Blocks
 from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Sent, Step, allowed, entered, resolve
 from pgpoll._listening import LEFT, Listening, Mailbox
@@ -74,11 +74,17 @@ class Driver:
             self.core._observe(observers.on_request, RequestRecord, partial(_failed, "on_request"), False)
         self._notices = Notices(self.core, observers.on_notice, _failed)
         self.listening = Listening(self.core, self.blocks, self)
+        _forks.drivers.add(self)
 
     @property
     def ours(self) -> bool:
         """False in the child of a fork: the socket is the parent's."""
         return os.getpid() == self._pid
+
+    def check_process(self) -> None:
+        """InterfaceError in the child of a fork."""
+        if not self.ours:
+            _forks.refuse()
 
     # -- requests
 
@@ -209,6 +215,8 @@ class Driver:
 
     def drop(self, block: Block) -> None:
         """Let go of a channel now; what runs of it is cancelled at the server where that is called for."""
+        if not self.ours:
+            return
         with self.mutex:
             self.blocks.release(block)
             if not self._driving:
@@ -336,8 +344,6 @@ class Driver:
 
         The mutex is not held while the socket is waited for: other threads go on, and what they receive is told here.
         """
-        if not self.ours:
-            raise errors.InterfaceError("the connection was made before a fork: it belongs to the parent process")
         with Doorbell() as bell:
             box.attend(bell.ring)
             try:
@@ -452,6 +458,7 @@ class Driver:
 
     def cancel(self, via: Block | None) -> None:
         """Cancel the running request at the server; returns when the CancelRequest's socket has reached its end."""
+        self.check_process()
         self.blocks.check_cancel(Turn(self.core.start_close, via, threading.current_thread(), 0.0))
         if self.core.closed:
             raise errors.InterfaceError("the connection is closed")

@@ -75,6 +75,15 @@ class Block:
         """Entered, and its end not asked for."""
         return self.owner is not None and self.state in (LAZY, OPEN, FAILED)
 
+    @property
+    def kind(self) -> str:
+        """What to call it in messages."""
+        return self.channel or "transaction"
+
+    def end(self, outcome: str) -> None:
+        """It is over, and keeps nothing alive where it is still carried."""
+        self.state, self.outcome, self.owner, self.operation = ENDED, self.outcome or outcome, None, None
+
     def carry(self) -> None:
         """Put it into the current context; what has ended is left out on this occasion."""
         chain = carried()

@@ -28,10 +28,11 @@ class Stream(Rows[R]):
     of a transaction that makes the transaction fail, so there only a step that is cancelled, or runs out of time, does
     so, and a stream without `prefetch`; leaving one with it costs the rows on their way, at most.
 
-    Outside of a transaction the stream owns the connection. One's own requests raise InterfaceError meanwhile, others
-    wait for its end. It needs no transaction block: the statement is its own transaction, and fails, or not, as a whole
-    at the end. Inside of one it lasts at most as long as the block that it was opened in; what a savepoint is rolled
-    back to takes the streams along that were opened since: iterating on raises InterfaceError.
+    Outside of a transaction the stream owns the connection. One's own requests, those of tasks made meanwhile included,
+    raise InterfaceError; others wait for its end. It needs no transaction block: the statement is its own transaction,
+    and fails, or not, as a whole at the end. Inside of one it lasts at most as long as the block that it was opened in;
+    what a savepoint is rolled back to takes the streams along that were opened since: iterating on raises
+    InterfaceError.
 
     Two tasks can't wait for its next row at once: InterfaceError.
     """

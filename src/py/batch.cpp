@@ -18,10 +18,7 @@ operation_object* self_of(PyObject* object) {
 }
 
 bool check_batch(const operation_object* self, bool many) {
-  if (self->batch != nullptr && self->op->batch && self->op->batch->many == many) {
-    if (self->driver == nullptr) return true;
-    return check_process(self->driver);
-  }
+  if (self->batch != nullptr && self->op->batch && self->op->batch->many == many) return check_process(self);
   raise_interface_error(many ? "the operation is no executemany" : "the operation is no batch");
   return false;
 }

@@ -28,7 +28,7 @@ bool is_copy(const core::operation& op, kind wanted) {
 // Whether it may be fed, or ended, now; with the exception set where not.
 bool may_feed(operation_object* self) {
   const auto& op = *self->op;
-  if (!is_copy(op, kind::copy_in) || (self->driver != nullptr && !check_process(self->driver))) return false;
+  if (!is_copy(op, kind::copy_in) || !check_process(self)) return false;
   if (op.feeding == feeding::not_begun && !op.done()) {
     raise_interface_error("COPY has not begun: it is fed when it has stirred");
     return false;
@@ -86,7 +86,7 @@ PyObject* fail_feed(PyObject* object, PyObject* reason) {
 PyObject* take_data(PyObject* object, PyObject*) {
   return guarded([&]() -> PyObject* {
     auto* self = operation_of(object);
-    if (!is_copy(*self->op, kind::copy_out)) return nullptr;
+    if (!is_copy(*self->op, kind::copy_out) || !check_process(self)) return nullptr;
     const auto data = take_copied(self);
     return PyBytes_FromStringAndSize(data.data(), static_cast<Py_ssize_t>(data.size()));
   });

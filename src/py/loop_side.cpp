@@ -253,8 +253,10 @@ bool call_soon(connection_object* self, PyObject* callback, PyObject* argument, 
   return false;
 }
 
-// Tells the loop what to watch where that has changed, and of every wish to cancel.
+// Tells the loop what to watch where that has changed, and of every wish to cancel. The child of a fork shares the
+// parent's epoll.
 static bool tell_loop(connection_object* self) {
+  if (self->base.generation != fork_generation()) return true;
   auto& side = self->side;
   int flags = self->client->flags();
   int watched = flags & (net::wait_write | net::closed);

@@ -96,7 +96,7 @@ PyObject* result(PyObject* object, PyObject*) {
 PyObject* abandon_method(PyObject* object, PyObject*) {
   return guarded([&]() -> PyObject* {
     auto* self = self_of(object);
-    if (self->driver != nullptr && !check_process(self->driver)) return nullptr;
+    if (!check_process(self)) return nullptr;
     if (self->waiter == nullptr) {
       abandon(self);
       if (self->driver != nullptr && !tell_at_once(self->driver)) return nullptr;
@@ -222,6 +222,10 @@ PyGetSetDef properties[] = {
 
 PyTypeObject* operation_type() {
   return the_operation_type;
+}
+
+bool check_process(const operation_object* handle) {
+  return handle->driver == nullptr || check_process(handle->driver);
 }
 
 operation_object* operation_new(driver_object* driver, PyObject* sql) {

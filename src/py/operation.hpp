@@ -55,6 +55,9 @@ inline PyObject* as_object(operation_object* handle) {
   return reinterpret_cast<PyObject*>(handle);
 }
 
+// False, with InterfaceError set, in the child of a fork.
+bool check_process(const operation_object* handle);
+
 // A handle of `driver` without an operation yet; keep() gives it one and lets the driver keep it.
 operation_object* operation_new(driver_object* driver, PyObject* sql);
 void keep(operation_object* handle, core::operation_ptr op);

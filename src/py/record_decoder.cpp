@@ -142,6 +142,7 @@ PyObject* take_records(PyObject* object, PyObject*) {
   return guarded([&]() -> PyObject* {
     auto* self = self_of(object);
     if (self->taking) return raise_interface_error("its records are being taken");
+    if (!check_process(self->operation)) return nullptr;
     auto list = ref::steal(PyList_New(0));
     if (!list) return nullptr;
     const auto& results = self->operation->op->results;

@@ -90,6 +90,7 @@ PyObject* take_rows(operation_object* handle, std::size_t at_most) {
   auto& op = *handle->op;
   if (!op.portal) return raise_interface_error("the operation gives its rows at its end, by result()");
   if (op.abandoned) return raise_interface_error("the operation was abandoned");
+  if (!check_process(handle)) return nullptr;
   auto& feed = feed_of(handle);
   if (feed.decoding) return raise_interface_error("its rows are being taken");
   if (feed.left() == 0 && handle->bad_value == nullptr) {
@@ -139,7 +140,7 @@ PyObject* grant_method(PyObject* object, PyObject* rows) {
     auto* self = operation_of(object);
     auto& op = *self->op;
     const auto count = row_count(rows, "rows");
-    if (count == 0) return nullptr;
+    if (count == 0 || !check_process(self)) return nullptr;
     if (op.kind != core::operation::kind::stream || !op.portal->limited)
       return raise_interface_error("only a stream with a row limit takes credit");
     if (self->driver != nullptr && !op.done()) {

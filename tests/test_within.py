@@ -1,5 +1,6 @@
 """D18: who is inside of a stream, a COPY, a batch is told so at once; it would wait for itself."""
 
+# ruff: noqa: PT012 - what raises is the end of a block
 from __future__ import annotations
 
 import asyncio
@@ -297,6 +298,21 @@ async def test_a_long_wait_names_its_owner(
         "owned by task 'the owner', which is open",
         caplog.records[0].getMessage(),
     )
+
+
+async def test_cancel_is_its_owners(conn: pgpoll.Connection) -> None:
+    """Of what runs within a stream; also by a task that was made inside of it."""
+    sql = "select i, pg_sleep(0.01) from generate_series(1, 100000) as t(i)"
+    for inside in (False, True):
+        rows = conn.stream(sql, prefetch=10)
+        await anext(rows)
+        with pytest.raises(pgpoll.InterfaceError, match=r"part of the stream entered at .*_within.py:\d+: end that"):
+            await asyncio.create_task(conn.cancel(), context=contextvars.Context())
+        with pytest.raises(pgpoll.errors.QueryCanceled):
+            while True:
+                await (asyncio.create_task(conn.cancel()) if inside else conn.cancel())
+                await anext(rows)
+    assert await conn.fetchval("select 1") == 1
 
 
 @pytest.mark.parametrize("prefetch", [10, None])

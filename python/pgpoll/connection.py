@@ -266,6 +266,8 @@ class Verbs(Facts):
 class Connection(Verbs):
     """A connection to a PostgreSQL server, made by `connect`. Belongs to the event loop that it was made on.
 
+    And to its process: in the child of a fork each verb, and each step of what was open, raises InterfaceError.
+
     An async context manager: leaving it closes the connection; by an exception, without serving what is still waiting.
     Dropped without `close()`, it is closed with a ResourceWarning.
 

@@ -315,8 +315,8 @@ async def test_cancel_is_its_owners(conn: pgpoll.Connection) -> None:
     assert await conn.fetchval("select 1") == 1
 
 
-@pytest.mark.parametrize("prefetch", [10, None])
-async def test_a_stream_that_changes_hands(conn: pgpoll.Connection, prefetch: int | None) -> None:
+@pytest.mark.parametrize(("prefetch", "count"), [(10, 2000), (None, 200_000)])
+async def test_a_stream_that_changes_hands(conn: pgpoll.Connection, prefetch: int | None, count: int) -> None:
     """It is whoever consumes it that would wait for itself."""
     handed: asyncio.Queue[Any] = asyncio.Queue()
 
@@ -331,9 +331,9 @@ async def test_a_stream_that_changes_hands(conn: pgpoll.Connection, prefetch: in
 
     async with asyncio.timeout(20):
         task = asyncio.create_task(consumer())
-        async with conn.stream(SERIES, 100_000, prefetch=prefetch) as rows:
+        async with conn.stream(SERIES, count, prefetch=prefetch) as rows:
             handed.put_nowait(rows)
-            assert await task == 100_000
+            assert await task == count
 
 
 @pytest.mark.parametrize("inside", [False, True])

@@ -716,3 +716,42 @@ async def test_it_is_observed(dsn: str) -> None:
             pass
     assert [each.sql for each in seen][1:] == [IN, OUT]
     assert all(each.error is None and each.finished >= each.queued for each in seen)
+
+
+def copied(seen: list[pgpoll.RequestRecord]) -> list[tuple[int, str | None]]:
+    """The rows and the error of each COPY."""
+    copies = [each for each in seen if (each.sql or "").lower().startswith("copy ")]
+    return [(each.rows, None if each.error is None else type(each.error).__name__) for each in copies]
+
+
+async def test_its_record_has_the_rows_of_its_tag(dsn: str) -> None:
+    """In both directions; of one that has failed, or was given up, none is known."""
+    seen: list[pgpoll.RequestRecord] = []
+    many = "copy (select generate_series(1, 1000000)) to stdout"
+    async with pgpoll.connect(dsn, on_request=seen.append) as conn:
+        await conn.execute("create temp table t (i int4, t text)")
+        await conn.copy_in(IN, LINES)
+        await conn.copy_in(IN, b"")
+        await conn.copy_records("t", ((n, None) for n in range(12_345)))
+        assert [chunk async for chunk in conn.copy_out(OUT)]
+        assert len([each async for each in conn.copy_out_records("select i from t")]) == 12_348
+        with pytest.raises(errors.InvalidTextRepresentation):
+            await conn.copy_in(IN, b"1\ta\nx\tb\n")
+        async for _ in conn.copy_out(many):
+            break
+        async with conn.transaction() as tx:
+            await tx.copy_out(many, io.BytesIO())
+    assert copied(seen) == [
+        *((3, None), (0, None), (12_345, None), (12_348, None), (12_348, None)),
+        *((0, "InvalidTextRepresentation"), (0, None), (1_000_000, None)),
+    ]
+
+
+def test_its_record_has_the_rows_of_its_tag_blocking(dsn: str) -> None:
+    seen: list[pgpoll.RequestRecord] = []
+    with sync.connect(dsn, on_request=seen.append) as conn:
+        conn.execute("create temp table t (i int4, t text)")
+        conn.copy_in(IN, LINES)
+        assert list(conn.copy_out(OUT))
+        assert list(conn.copy_out_records("select i from t"))
+    assert copied(seen) == [(3, None)] * 3

@@ -24,6 +24,8 @@ TABLES = """
     create temp table account (id int4 primary key, balance int4);
     insert into account values (1, 100), (2, 0);
     create temp table t (id int4, name text);
+    create temp table orders (id int4, customer text);
+    create temp table lines (order_id int4, item_id int4);
 """
 FOREVER = "print(each.channel, each.payload, each.pid)"  # ends by itself nowhere
 
@@ -38,7 +40,7 @@ async def run(code: str, names: dict[str, Any]) -> None:
     await names["example"]()
 
 
-@pytest.mark.parametrize("name", ["streaming", "copy", "listening"])
+@pytest.mark.parametrize("name", ["streaming", "copy", "listening", "batches"])
 async def test_page(dsn: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.csv").write_text("id,name\n1,one\n")
@@ -51,7 +53,8 @@ async def test_page(dsn: str, name: str, tmp_path: Path, monkeypatch: pytest.Mon
     async with pgpoll.connect(dsn) as conn:
         await conn.executescript(TABLES)
         for code in found:
-            await run(code, {"conn": conn, "pathlib": pathlib, "send": send, "write": list})
+            names = {"conn": conn, "pathlib": pathlib, "send": send, "write": list, "rows": [(1, "a"), (2, "b")]}
+            await run(code, names)
 
 
 @contextlib.asynccontextmanager

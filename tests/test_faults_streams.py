@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import itertools
 import os
@@ -180,12 +181,14 @@ async def test_f72_others_while_the_consumer_is_slow(assert_sane: Sanity) -> Non
     stranger = None
     async for row in conn.stream("select i from generate_series(1, 100) as t(i)", prefetch=10):
         if row.i == 1:
-            stranger = asyncio.create_task(assert_sane.ask(conn))
+            stranger = asyncio.create_task(assert_sane.ask(conn), context=contextvars.Context())
             with assert_sane.raises(pgpoll.QueryTimeout):
-                await asyncio.create_task(conn.fetchval("select 1", timeout=0.02))
+                await asyncio.create_task(conn.fetchval("select 1", timeout=0.02), context=contextvars.Context())
         if row.i == 50:
             with assert_sane.raises(pgpoll.InterfaceError, match="a stream is open here"):
                 await conn.fetchval("select 1")
+            with assert_sane.raises(pgpoll.InterfaceError, match="a stream is open here"):
+                await asyncio.create_task(conn.fetchval("select 1"))
             assert stranger is not None
             assert not stranger.done()
         await asyncio.sleep(0.0002)

@@ -1,5 +1,6 @@
 """D18: who is inside of a stream, a COPY, a batch is told so at once; it would wait for itself."""
 
+# ruff: noqa: PT012 - what raises is the end of a block
 from __future__ import annotations
 
 import asyncio
@@ -299,8 +300,23 @@ async def test_a_long_wait_names_its_owner(
     )
 
 
-@pytest.mark.parametrize("prefetch", [10, None])
-async def test_a_stream_that_changes_hands(conn: pgpoll.Connection, prefetch: int | None) -> None:
+async def test_cancel_is_its_owners(conn: pgpoll.Connection) -> None:
+    """Of what runs within a stream; also by a task that was made inside of it."""
+    sql = "select i, pg_sleep(0.01) from generate_series(1, 100000) as t(i)"
+    for inside in (False, True):
+        rows = conn.stream(sql, prefetch=10)
+        await anext(rows)
+        with pytest.raises(pgpoll.InterfaceError, match=r"part of the stream entered at .*_within.py:\d+: end that"):
+            await asyncio.create_task(conn.cancel(), context=contextvars.Context())
+        with pytest.raises(pgpoll.errors.QueryCanceled):
+            while True:
+                await (asyncio.create_task(conn.cancel()) if inside else conn.cancel())
+                await anext(rows)
+    assert await conn.fetchval("select 1") == 1
+
+
+@pytest.mark.parametrize(("prefetch", "count"), [(10, 2000), (None, 200_000)])
+async def test_a_stream_that_changes_hands(conn: pgpoll.Connection, prefetch: int | None, count: int) -> None:
     """It is whoever consumes it that would wait for itself."""
     handed: asyncio.Queue[Any] = asyncio.Queue()
 
@@ -315,9 +331,9 @@ async def test_a_stream_that_changes_hands(conn: pgpoll.Connection, prefetch: in
 
     async with asyncio.timeout(20):
         task = asyncio.create_task(consumer())
-        async with conn.stream(SERIES, 100_000, prefetch=prefetch) as rows:
+        async with conn.stream(SERIES, count, prefetch=prefetch) as rows:
             handed.put_nowait(rows)
-            assert await task == 100_000
+            assert await task == count
 
 
 @pytest.mark.parametrize("inside", [False, True])

@@ -47,7 +47,7 @@ class RequestRecord(NamedTuple):
     """When its outcome was known: its ReadyForQuery (of a BEGIN or SAVEPOINT that left with the first request of its
     block: its CommandComplete), its cancellation, the end of the connection."""
     rows: int
-    """The rows that have come for it."""
+    """The rows that have come for it; of a COPY, in either direction, those that its command tag counts."""
     bytes: int
     """The bytes of the reply that have come for it; notices and the like do not count."""
     error: BaseException | None

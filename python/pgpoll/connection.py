@@ -136,11 +136,14 @@ class Verbs(Facts):
     ) -> Stream[core.Record]:
         """The rows of one statement as they come, in bounded memory: `async for row in conn.stream(...)`.
 
-        At most `prefetch` rows are held, or on their way; more are asked for once half of them were consumed. Outside
-        of a transaction the stream owns the connection, from its first step to its end; inside of one other requests
-        go in between. With None the server is given no limit, so that it may use parallel plans, and it waits while
-        1 MiB is not consumed; such a stream owns the connection in a transaction as well. `timeout` is in seconds, for
-        each wait. See Stream.
+        At most `prefetch` rows (1000) are held, or on their way; more are asked for once half of them were consumed.
+        Outside of a transaction the stream owns the connection, from its first step to its end; inside of one other
+        requests go in between. With None the server is given no limit, so that it may use parallel plans, and it waits
+        while 1 MiB is not consumed; such a stream owns the connection in a transaction as well. `timeout` is in
+        seconds, for each wait. See Stream.
+
+        Nothing is raised here: the first step raises what is wrong with the call, InterfaceError for a `prefetch` that
+        is neither None nor an int from 1 on.
         """
         return Stream(self, sql, args, prefetch, timeout, caller())
 
@@ -247,7 +250,7 @@ class Verbs(Facts):
         """Cancel the running request at the server: whoever awaits it gets QueryCanceled, if it was in time.
 
         Returns when the server has taken notice. Nothing happens where nothing runs. Raises InterfaceError where a
-        transaction is open that the caller is not inside of.
+        transaction, stream, COPY or batch is open that the caller is not inside of.
         """
         await self._driver.cancel(self._via)
 
@@ -262,6 +265,8 @@ class Verbs(Facts):
 
 class Connection(Verbs):
     """A connection to a PostgreSQL server, made by `connect`. Belongs to the event loop that it was made on.
+
+    And to its process: in the child of a fork each verb, and each step of what was open, raises InterfaceError.
 
     An async context manager: leaving it closes the connection; by an exception, without serving what is still waiting.
     Dropped without `close()`, it is closed with a ResourceWarning.

@@ -185,6 +185,8 @@ class Verbs(Facts):
 class Connection(Verbs):
     """A blocking connection to a PostgreSQL server, made by `pgpoll.sync.connect`. May be shared by threads.
 
+    Not by processes: in the child of a fork each verb, and each step of what was open, raises InterfaceError.
+
     A context manager: leaving it closes the connection; by an exception, without serving what is still waiting.
     Dropped without `close()`, it is closed with a ResourceWarning.
     """

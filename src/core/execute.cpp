@@ -159,12 +159,14 @@ std::size_t session::parse(const statement& found) {
     out().close_statement(evicted->name);
     ++closed;
   }
-  // An abandoned request ahead of this one may be describing the same text.
-  const bool is_described = std::any_of(replies_.begin(), replies_.end(), [](const auto* ahead) {
-    const auto& items = ahead->op->batch;
-    return !ahead->draining && (ahead->describing || (items && items->describing));
-  });
-  if ((names_may_exist_ || is_described) && !found.name.empty()) {
+  // An abandoned request ahead of this one may be describing the same text; or what evicted it not be executed.
+  const bool may_exist =
+      names_may_exist_ || std::any_of(replies_.begin(), replies_.end(), [](const auto* ahead) {
+        const auto& items = ahead->op->batch;
+        const bool closes_behind = ahead->closing && !ahead->preamble.empty();
+        return !ahead->draining && (ahead->describing || closes_behind || (items && items->describing));
+      });
+  if (may_exist && !found.name.empty()) {
     out().close_statement(found.name);
     ++closed;
   }

@@ -29,6 +29,12 @@ void note_unflushed(operation_object* self) {
   self->driver->burst = false;
 }
 
+bool may_add(const operation_object* self) {
+  if (!self->op->batch->ended && !self->op->abandoned) return true;
+  raise_interface_error("the batch has ended");
+  return false;
+}
+
 bool is_live(const operation_object* self) {
   return self->driver != nullptr && !self->op->done() && !self->op->abandoned;
 }
@@ -47,6 +53,7 @@ bool refuse_copy(std::string_view sql) {
   return false;
 }
 
+// What encoding runs may use the batch itself: what counts is how it is then.
 bool add_item(operation_object* self, PyObject* sql, PyObject* arguments) {
   std::string_view text;
   core::statement_ptr known;
@@ -68,7 +75,8 @@ bool add_item(operation_object* self, PyObject* sql, PyObject* arguments) {
   if (!context) return false;
   if (known && !encode_arguments(*known, &PyTuple_GET_ITEM(arguments, 0), PyTuple_GET_SIZE(arguments), encoded))
     return false;
-  if (!is_live(self)) {  // what encoding ran has ended it
+  if (!may_add(self)) return false;
+  if (!is_live(self)) {
     ++self->op->batch->added;
     return true;
   }
@@ -89,18 +97,16 @@ PyObject* add(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   }
   return guarded([&]() -> PyObject* {
     auto* self = self_of(object);
-    if (!check_batch(self, false)) return nullptr;
-    if (self->op->batch->ended || self->op->abandoned) return raise_interface_error("the batch has ended");
+    if (!check_batch(self, false) || !may_add(self)) return nullptr;
     const auto arguments = count < 2 ? ref::steal(PyTuple_New(0)) : ref::borrow(args[1]);
     if (!arguments) return nullptr;
     if (!PyTuple_Check(arguments.get()))
       return raise_interface_error(std::string("args must be a tuple, not ") + Py_TYPE(arguments.get())->tp_name);
-    const auto number = self->op->batch->added;
     if (!is_live(self))
       ++self->op->batch->added;  // it has failed: this one is skipped
     else if (!add_item(self, args[0], arguments.get()))
       return nullptr;
-    return PyLong_FromSize_t(number);
+    return PyLong_FromSize_t(self->op->batch->added - 1);
   });
 }
 
@@ -213,6 +219,18 @@ class row_encoder {
   bool exhausted_ = false;
 };
 
+// Neither a row nor its encoding, which run a caller's code, may take rows of the same operation.
+class taking_rows {
+ public:
+  explicit taking_rows(batch_side& side) : side_(side) { side.taking = true; }
+  ~taking_rows() { side_.taking = false; }
+  taking_rows(const taking_rows&) = delete;
+  taking_rows& operator=(const taking_rows&) = delete;
+
+ private:
+  batch_side& side_;
+};
+
 PyObject* feed(PyObject* object, PyObject* rows) {
   return guarded([&]() -> PyObject* {
     auto* self = self_of(object);
@@ -224,6 +242,8 @@ PyObject* feed(PyObject* object, PyObject* rows) {
       self->driver->session->look(*self->op);
       Py_RETURN_FALSE;
     }
+    if (self->batch->taking) return raise_interface_error("its rows are being taken");
+    const taking_rows during(*self->batch);
     row_encoder encoder(self, rows);
     if (!encoder.open()) return nullptr;
     if (!encoder.exhausted() && is_live(self) && self->driver->session->may_feed(*self->op) && !encoder.feed())

@@ -18,6 +18,7 @@ struct batch_side {
   std::deque<unsent_item> unsent;
   ref first;                           // executemany: the row that was taken before the statement was described
   std::size_t taken = 0;               // its rows, of the iterator
+  bool taking = false;                 // of those
   std::optional<std::size_t> refused;  // the row that could not be encoded
   bool encoding_raised = false;        // an item's: the Operation's error is that
 };

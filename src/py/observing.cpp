@@ -4,6 +4,7 @@
 
 #include "py/connection.hpp"
 #include "py/errors.hpp"
+#include "py/result.hpp"
 
 namespace pgpoll::py {
 namespace {
@@ -81,6 +82,8 @@ void note(operation_object* handle, PyObject* error) {
   if (times->first_byte < 0 && op.reply_bytes > 0) times->first_byte = times->finished;
   auto rows = times->rows;
   for (const auto& each : op.results) rows += each.rows.size();
+  const bool copies = op.kind == core::operation::kind::copy_in || op.kind == core::operation::kind::copy_out;
+  if (copies && !op.results.empty()) rows += static_cast<std::size_t>(rows_of_tag(op.results.back().tag).value_or(0));
   note(handle->driver, sql_of(handle->sql), op.statement ? std::string_view(op.statement->name) : std::string_view(),
        *times, rows, op.reply_bytes, error);
 }

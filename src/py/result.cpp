@@ -157,12 +157,8 @@ PyObject* result_tag(PyObject* self, void*) {
 
 PyObject* result_rowcount(PyObject* self, void*) {
   if (as_result(self)->raw.none) return PyLong_FromLong(0);
-  const std::string_view tag = as_result(self)->raw.tag;
-  const auto number = tag.substr(tag.find_last_of(' ') + 1);
-  long long rows = 0;
-  const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), rows);
-  if (error != std::errc() || end != number.data() + number.size() || rows < 0) return Py_NewRef(Py_None);
-  return PyLong_FromLongLong(rows);
+  const auto rows = rows_of_tag(as_result(self)->raw.tag);
+  return rows ? PyLong_FromLongLong(*rows) : Py_NewRef(Py_None);
 }
 
 PyObject* result_columns(PyObject* object, void*) {
@@ -218,6 +214,14 @@ PyTypeObject result_type = [] {
 }();
 
 }  // namespace
+
+std::optional<long long> rows_of_tag(std::string_view tag) {
+  const auto number = tag.substr(tag.find_last_of(' ') + 1);
+  long long rows = 0;
+  const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), rows);
+  if (error != std::errc() || end != number.data() + number.size() || rows < 0) return std::nullopt;
+  return rows;
+}
 
 PyObject* result_new(core::raw_result&& raw, bool text_only) {
   return guarded([&]() -> PyObject* {

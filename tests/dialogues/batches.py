@@ -24,7 +24,8 @@ from backend import (
     row_description,
     selected,
 )
-from dialogues.execute import KNOWN, NEW, ONE, knows
+from dialogues.begin import BEGIN, STANDBY, opening
+from dialogues.execute import KNOWN, NEW, ONE, forgetful, knows
 from dialogues.recovery import AGAIN, STALE, described_again
 from dialogues.registry import dialogue
 from pgpoll import core, errors
@@ -565,6 +566,51 @@ def many_rows_give_way() -> Script:
     script.act(no_room).send(close_complete(), described(parameters=(INT4,))).expect(*KNOWN).act(stirs)
     script.act(feed((1,), (2,))).act(end).expect(*ITEM * 2, "Sync")
     return script.send(DONE, ready_for_query(), DONE, DONE, ready_for_query()).gives("b", [], "INSERT 0 2")
+
+
+# A statement's Close is skipped where what begins a block in front of it fails: the server has the statement still, and
+# says 42P05 to whoever parses its text again. Nothing is done again within a batch, so it closes it first.
+
+CLOSE = where("Close", target="S", of=ONE)
+
+
+def needs_it_again(script: Script) -> Script:
+    """The batch, when all that was ahead of it has been answered."""
+    script.start("b", "batch").act(add(ONE)).expect(CLOSE, where("Parse", query=ONE), "Describe", "Flush")
+    script.send(close_complete(), described("one")).act(end).expect(*ITEM, "Sync").send(GOOD, ready_for_query())
+    return script.check(gives_items(([(1,)], "SELECT 1")))
+
+
+@dialogue
+def batch_behind_begin_that_fails_before_an_eviction() -> Script:
+    script = opening(forgetful(statement_cache_size=1), "a", "execute", "select 2").expect(*BEGIN, CLOSE, *NEW)
+    script.send(parse_complete(), bind_complete(), STANDBY).expect("Sync").send(ready_for_query())
+    return needs_it_again(script.raises("a", errors.FeatureNotSupported, "hot standby"))
+
+
+def crowded() -> Script:
+    """A cache of one that keeps two: the older one's Close rides with the next request."""
+    script = Script(statement_cache_size=1).connect().start("handle", "prepare", ONE).expect(*NEW)
+    script.send(described("one")).expect("Sync").send(ready_for_query()).start("two", "execute", "select 2")
+    script.expect(*NEW).send(described("two")).expect(*KNOWN).send(bind_complete(), selected(2), ready_for_query())
+    return script.act(lambda run: run.forget("handle"))
+
+
+@dialogue
+def batch_behind_begin_that_fails_before_a_surplus_is_closed() -> Script:
+    script = opening(crowded(), "a", "execute", "select 2").expect(*BEGIN, "Flush", CLOSE, *KNOWN)
+    script.send(parse_complete(), bind_complete(), STANDBY, ready_for_query())
+    return needs_it_again(script.raises("a", errors.FeatureNotSupported, "hot standby"))
+
+
+@dialogue
+def batch_that_was_written_before_begin_has_failed() -> Script:
+    script = opening(crowded(), "a", "execute", "select 2").expect(*BEGIN, "Flush", CLOSE, *KNOWN)
+    script.start("b", "batch").act(add(ONE)).expect(CLOSE, where("Parse", query=ONE), "Describe", "Flush")
+    script.send(parse_complete(), bind_complete(), STANDBY, ready_for_query(), close_complete(), described("one"))
+    script.act(end).expect(*ITEM, "Sync").send(GOOD, ready_for_query())
+    script.raises("a", errors.FeatureNotSupported, "hot standby")
+    return script.check(gives_items(([(1,)], "SELECT 1")))
 
 
 # executemany.

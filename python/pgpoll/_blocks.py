@@ -454,7 +454,7 @@ class Blocks:
         if control.commit and status == "E":
             control.commit, control.spoiled = False, True
         commands = (control.prepare,) if control.commit and control.prepare else _ending(block, commit=control.commit)
-        operations = tuple(self._core.start_command(command) for command in commands)
+        operations = tuple([self._core.start_command(command) for command in commands])
         block.state = ENDING
         self._watch(control, *operations)
 

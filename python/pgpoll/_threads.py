@@ -270,7 +270,7 @@ class Driver:
         timeout: float | None,
         sql: str | core.PreparedStatement,
     ) -> core.Operation[Any]:
-        turn.wake = self._changed.notify_all
+        turn.wake = self._wake
         self.blocks.line_up(turn)
         observed = InLine(self.core, turn, sql) if self._observed else None
         try:
@@ -290,7 +290,7 @@ class Driver:
     def _step(self, step: Step, deadline: float | None, timeout: float | None) -> Any:
         """What a flow waits for."""
         if isinstance(step, Turn):
-            step.wake = self._changed.notify_all
+            step.wake = self._wake
             while not step.decided:
                 self._wait(step, step.operation, deadline, timeout)
             if step.error is not None:
@@ -389,6 +389,11 @@ class Driver:
             self._line_up(GIVEN_SECONDS)
             self._driving = True
 
+    def _wake(self) -> None:
+        """A turn is decided: whose it is looks, where that is not this thread."""
+        if self._in_line:
+            self._changed.notify_all()
+
     def _line_up(self, seconds: float) -> None:
         """Wait without the mutex for a change; who drives meanwhile does so in short slices."""
         self._in_line += 1
@@ -427,7 +432,7 @@ class Driver:
                 self._apart.popleft()()
             if not self.core.closed:
                 self.core.flush()
-        if self.blocks.stack:
+        if (stack := self.blocks.stack) and stack[-1].channel:
             self.blocks.settle()
         if self._watched:
             finished = [each for each in self._watched if each[0].done()]
@@ -573,7 +578,7 @@ class Driver:
                 turn = Turn(self.core.start_close, via, threading.current_thread(), monotonic())
                 self.blocks.retire(turn)
                 last = Turn(self._start_close, None, None, monotonic())
-                last.wake = self._changed.notify_all
+                last.wake = self._wake
                 self.blocks.close(last)
                 while not last.decided:
                     self._wait(last, None, deadline, CLOSE_SECONDS)

@@ -7,7 +7,7 @@
 //
 // So many items may be unanswered as requests elsewhere; of fed ones, which need no room here, some runs. The server
 // keeps what it answers until its buffer is full, a Flush or the Sync: so that the window moves there is a Flush
-// for each half of it.
+// for each half of it, of fed items for each quarter: every Flush wakes the client.
 #include "core/batch.hpp"
 
 #include <algorithm>
@@ -30,6 +30,10 @@ constexpr std::size_t fed_runs = 16;
 
 std::size_t window_of(bool many, std::size_t max_pipeline) {
   return many ? std::min(max_pipeline, fed_runs) * largest_run(max_pipeline) : max_pipeline;
+}
+
+std::size_t flushed_items(bool many, std::size_t max_pipeline) {
+  return many ? std::max(window_of(true, max_pipeline) / 4, std::size_t{1}) : largest_run(max_pipeline);
 }
 
 // No portal has this name: to execute it is an error, so that nothing of what came before can be committed.
@@ -249,7 +253,7 @@ void session::write_run(exchange_promise& p) {
   items.written += run.items;
   items.unflushed += run.items;
   items.unsent.pop_front();
-  if (items.unflushed < largest_run(settings_.max_pipeline)) return;
+  if (items.unflushed < flushed_items(items.many, settings_.max_pipeline)) return;
   out().flush();
   items.unflushed = 0;
 }

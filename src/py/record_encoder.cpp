@@ -4,6 +4,7 @@
 // iterator's own code. Where records come from an asynchronous iterator they are added one by one, and taken in slices.
 #include <time.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -27,7 +28,8 @@ long milliseconds() {
 }
 
 struct record_encoder {
-  PyObject_HEAD PyObject* records;  // an iterator; null where they are added
+  PyObject_HEAD PyObject* records;  // an iterator, or a list; null where they are added
+  Py_ssize_t taken;                 // of a list
   PyObject* names;                  // of the columns: tuple of str,
   PyObject* types;                  // and of their types, for errors
   std::vector<const codec*> codecs;
@@ -152,14 +154,24 @@ PyObject* take_slice(record_encoder* self) {
   return made;
 }
 
+// A list is walked as its own iterator would, without that.
+ref next_record(record_encoder* self) {
+  auto* const records = self->records;
+  if (!PyList_CheckExact(records)) return ref::steal(PyIter_Next(records));
+  if (self->taken >= PyList_GET_SIZE(records)) return {};
+  return ref::borrow(PyList_GET_ITEM(records, self->taken++));
+}
+
 PyObject* next_slice(PyObject* object) {
   return guarded([&]() -> PyObject* {
     auto* self = self_of(object);
     if (self->ended || self->records == nullptr) return nullptr;
     {
       encoder to(self->out);
-      for (const auto until = milliseconds() + slice_milliseconds; to.size() < slice && milliseconds() < until;) {
-        const auto record = ref::steal(PyIter_Next(self->records));
+      const bool at_hand = PyList_CheckExact(self->records);
+      for (const auto until = milliseconds() + slice_milliseconds;
+           to.size() < slice && (at_hand || milliseconds() < until);) {
+        const auto record = next_record(self);
         if (!record) {
           if (PyErr_Occurred() != nullptr) return nullptr;
           self->ended = true;
@@ -230,7 +242,7 @@ PyObject* make(PyTypeObject* type, PyObject* args, PyObject*) {
       self->codecs.push_back(found != nullptr ? found : &text_codec);
     }
     if (records != Py_None) {
-      self->records = PyObject_GetIter(records);
+      self->records = PyList_CheckExact(records) ? Py_NewRef(records) : PyObject_GetIter(records);
       if (self->records == nullptr) return nullptr;
     }
     self->names = Py_NewRef(names);

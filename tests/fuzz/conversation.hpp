@@ -135,11 +135,21 @@ class conversation {
 
   std::vector<std::string> outcomes() const {
     std::vector<std::string> out;
-    for (const auto& each : watched_) out.push_back(each.outcome + '|' + each.taken);
+    for (const auto& each : watched_) out.push_back(each.outcome);
     out.push_back(heard_);
     out.push_back(talk.why_ended()->message);
     out.emplace_back(1, talk.transaction_status());
     return out;
+  }
+
+  // What was taken of each channel. Where the protocol is broken amid rows, the cut decides how many came before that.
+  bool took_the_same(const conversation& other) const {
+    const bool broken = talk.why_ended()->kind == core::failure::kind::protocol;
+    for (std::size_t i = 0; i < watched_.size(); ++i) {
+      const auto &one = watched_[i].taken, &two = other.watched_[i].taken;
+      if (one != two && !(broken && (one.starts_with(two) || two.starts_with(one)))) return false;
+    }
+    return true;
   }
 
   // The server answered what it had not been asked: the cut of its bytes decides what that is an answer to.
@@ -222,7 +232,7 @@ inline void require_same(const conversation& bytewise, const conversation& whole
   const auto one = bytewise.outcomes();
   const auto other = whole.outcomes();
   require(one.size() == other.size(), "bytes one at a time allow the same calls as whole ones");
-  if (one == other) return;
+  if (one == other && bytewise.took_the_same(whole)) return;
   for (std::size_t i = 0; i < one.size(); ++i) std::fprintf(stderr, "%s / %s\n", one[i].c_str(), other[i].c_str());
   require(false, "bytes one at a time end as whole ones");
 }

@@ -22,6 +22,7 @@ import importlib.util
 import os
 import pathlib
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -197,7 +198,7 @@ class Server:
             )
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self._process.poll() is None:
-            if "ready to accept connections" in self.log.read_text(errors="replace"):
+            if re.search("ready to accept (read-only )?connections", self.log.read_text(errors="replace")):
                 return True
             time.sleep(0.02)
         if self._process.poll() is None:
@@ -223,6 +224,20 @@ class Server:
 
     def _log_tail(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-20:]) if self.log.exists() else "(no log)"
+
+
+class HotStandby(Server):
+    """A server in recovery for as long as it runs, waiting for what its primary never sends: it is read only."""
+
+    def __init__(self, **settings: str) -> None:
+        super().__init__(wal_level="replica", **settings)
+
+    def _initialise(self, binaries: pathlib.Path) -> None:
+        super()._initialise(binaries)
+        signal_file = self.directory / "data" / "standby.signal"
+        signal_file.touch()
+        if self._account:
+            os.chown(signal_file, self._account.pw_uid, self._account.pw_gid)
 
 
 def _account() -> pwd.struct_passwd | None:

@@ -140,6 +140,9 @@ const char* const usual =
 const char* const few = "fresh,known,copy,script";
 const char* const transactional =
     "insert,known_insert,stale_insert,dropped_insert,begin,begin_execute,begin_script,commit,rollback,fail_describe";
+const char* const all_lasting =
+    "stream,fresh_stream,whole_stream,fail_stream,cursor,copy_in,fail_copy_in,refused_copy_in,copy_out,broken_copy_out,"
+    "batch,fail_batch";
 const char* const lasting = "stream,whole_stream,cursor,copy_in,refused_copy_in,copy_out,batch";
 const char* const beside_lasting = "known";
 #ifdef __SANITIZE_ADDRESS__
@@ -149,7 +152,7 @@ constexpr bool sanitized = false;
 #endif
 const char* const combined = sanitized ? "known,copy,script" : usual;
 const char* const combined_otherwise = sanitized ? "known,copy" : few;
-const char* const combined_lasting = sanitized ? "stream,copy_in,copy_out,batch" : lasting;
+const char* const combined_lasting = sanitized ? "whole_stream,copy_in,copy_out" : lasting;
 const char* const combined_transactions = sanitized ? "stale_insert,begin,rollback" : transactional;
 
 // The kinds to be combined: those that the environment names, or `otherwise`.
@@ -232,6 +235,17 @@ TEST_P(explored_transactions, every_interleaving) {
   explore_all(GetParam(), kinds_of(combined_transactions), made);
 }
 
+class explored_alone : public testing::TestWithParam<kind> {};
+
+TEST_P(explored_alone, every_interleaving) {
+  program made;
+  made.kinds = {GetParam()};
+  made.halves = !sanitized;
+  counts total;
+  explorer(made, total).explore();
+  report(name_of(GetParam()), total);
+}
+
 // What lasts, beside others. With PGPOLL_EXPLORED_KINDS also beside each other, and what fails.
 class explored_lasting : public testing::TestWithParam<kind> {};
 
@@ -276,6 +290,7 @@ const auto name_of_kind = [](const auto& each) { return std::string(name_of(each
 INSTANTIATE_TEST_SUITE_P(first, explored, testing::ValuesIn(kinds_of(combined)), name_of_kind);
 INSTANTIATE_TEST_SUITE_P(first, explored_otherwise, testing::ValuesIn(kinds_of(combined_otherwise)), name_of_kind);
 
+INSTANTIATE_TEST_SUITE_P(only, explored_alone, testing::ValuesIn(kinds_of(all_lasting)), name_of_kind);
 INSTANTIATE_TEST_SUITE_P(first, explored_lasting, testing::ValuesIn(kinds_of(combined_lasting)), name_of_kind);
 INSTANTIATE_TEST_SUITE_P(first, explored_transactions, testing::ValuesIn(kinds_of(combined_transactions)),
                          name_of_kind);

@@ -1,6 +1,7 @@
 // A session: the server's bytes and the caller's calls mixed, as the input says, one byte a step. Whatever comes, every
 // operation ends exactly once, memory follows the bytes received, and bytes that arrive one at a time end as whole
 // ones.
+#include "channels.hpp"
 #include "conversation.hpp"
 #include "messages.hpp"
 
@@ -41,6 +42,11 @@ const std::string right_messages[] = {
     message('c'),
     message('s'),
     message('1') + message('2') + message('C', text("BEGIN")) + ready('T'),
+    message('2') + message('D', int16(1) + int32(4) + int32(7)) + message('s'),
+    message('D', int16(1) + int32(4) + int32(8)) + message('s'),
+    message('1') + message('2') + message('G', std::string(1, '\0') + int16(1) + int16(0)),
+    message('1') + message('2') + message('H', std::string(1, '\0') + int16(1) + int16(0)) + message('d', "1\n"),
+    message('c') + message('C', text("COPY 1")) + ready(),
 };
 
 core::settings settings(std::uint8_t choice) {
@@ -123,13 +129,17 @@ void call(conversation& with, std::uint8_t verb, input& in) {
 }
 
 void play(conversation& with, input in) {
-  constexpr std::uint8_t calls = 22;
+  constexpr std::uint8_t calls = 22, raw = 25;
   while (!in.empty()) {
     const auto step = in.byte() % 64;
     if (step < calls) {
       with.deliver();
       call(with, static_cast<std::uint8_t>(step), in);
-    } else if (step < 32) {
+    } else if (step >= raw && step < 32) {
+      with.deliver();
+      const auto& sql = statements[in.byte() % std::size(statements)];
+      channel_caller(with, in, sql, arguments).call(in.byte() % channel_calls);
+    } else if (step < raw) {
       with.arrives(in.bytes(in.byte()));
     } else {
       with.arrives(right_messages[static_cast<std::size_t>(step - 32) % std::size(right_messages)]);

@@ -206,6 +206,7 @@ def executemany(
     """One statement for all rows. Atomic, whoever fails."""
     check_callback("on_progress", on_progress)
     source, each = _iterator(rows, asynchronous=asynchronous)
+    hold.block.within = True
     operation = yield from started(blocks, hold)
     hold.block.carry()  # a task that `rows` makes would wait for itself
     try:

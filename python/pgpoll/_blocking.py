@@ -7,11 +7,11 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from pgpoll import _batches
+from pgpoll import _batches, errors
 from pgpoll._flows import seconds, started
 from pgpoll._listening import LEFT, NEW, Listens, Notification
 from pgpoll._streams import R, Rows
-from pgpoll.core import RESULT, ROW, ROWS, VALUE
+from pgpoll.core import RESULT, ROW, ROWS, VALUE, _surely
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -53,17 +53,24 @@ class Stream(Rows[R]):
         """See pgpoll.Stream.aclose."""
         self._shut()
 
-    def __enter__(self) -> Stream[R]:
+    def _enter(self) -> Stream[R]:
         self._run(self._begin())
         return self
 
-    def __exit__(
+    def _exit(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._shut()
 
+    __enter__ = _surely(_enter, Rows._torn)
+    __exit__ = _surely(_exit, Rows._torn)
+
     def _run(self, flow: Flow[T]) -> T:
-        result: T = self._verbs._driver.run(flow, self._timeout)
+        try:
+            result: T = self._verbs._driver.run(flow, self._timeout)
+        except BaseException as error:
+            self._torn(error)
+            raise
         return result
 
 
@@ -123,14 +130,20 @@ class Batch(_batches.Batch):
             self._driver.call(self._driver.core.flush)
         return BatchItem(self, number, want)
 
-    def __enter__(self) -> Batch:
+    def _torn(self, error: BaseException) -> None:
+        if not isinstance(error, errors.Error):
+            self._break(error)
+            if self._hold is not None:
+                self._driver.doom(self._hold.block)
+
+    def _begin(self) -> Batch:
         driver = self._driver
         hold = self._enter(driver.hold("batch", driver.core.start_batch, self._via, self._where))
         hold.block.owner_name = f"thread {threading.current_thread().name!r}"
         self._opened(driver.run(started(driver.blocks, hold)))
         return self
 
-    def __exit__(
+    def _exit(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         driver, hold = self._driver, self._hold
@@ -143,6 +156,9 @@ class Batch(_batches.Batch):
                 driver.doom(hold.block)
         finally:
             self._verbs = None
+
+    __enter__ = _surely(_begin, _torn)
+    __exit__ = _surely(_exit, _torn)
 
     def __del__(self) -> None:
         if getattr(self, "_state", None) is _batches.OPEN and self._hold is not None:
@@ -177,14 +193,21 @@ class Listener(Listens):
             driver.hear(box, deadline)
             looked = True
 
-    def __enter__(self) -> Listener:
+    def _torn(self, error: BaseException) -> None:
+        if not isinstance(error, errors.Error):
+            self._parent._driver.dismiss(self._box)
+
+    def _begin(self) -> Listener:
         self._parent._driver.run(self._enter(), self._timeout)
         return self
 
-    def __exit__(
+    def _exit(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._parent._driver.dismiss(self._box)
+
+    __enter__ = _surely(_begin, _torn)
+    __exit__ = _surely(_exit, _torn)
 
     def __iter__(self) -> Listener:
         return self

@@ -65,6 +65,7 @@ def copy_records(
 
 def _fed(driver: Driver, hold: Hold, open_source: Callable[[], Any], progress: Progress | None) -> Flow[core.Result]:
     source = open_source()
+    hold.block.within = True
     operation = yield from started(driver.blocks, hold)
     hold.block.carry()
     try:

@@ -52,7 +52,7 @@ class Block:
 
     __slots__ = (
         *("begin", "begun", "channel", "error", "lazy", "operation", "options", "outcome", "owner", "owner_name"),
-        *("savepoint", "state", "stays", "warned", "where"),
+        *("savepoint", "state", "stays", "warned", "where", "within"),
     )
 
     def __init__(self, begin: str, where: str, channel: str = "") -> None:
@@ -71,6 +71,7 @@ class Block:
         self.savepoint = ""  # its name; empty for the outermost
         self.stays = False  # a channel: until it is released, also where its operation is done
         self.warned = False
+        self.within = False  # a channel: of one verb, and nobody's once that has returned
 
     @property
     def live(self) -> bool:
@@ -183,7 +184,7 @@ class Control(Turn):
         self.prepare = prepare  # of a commit: the PREPARE TRANSACTION that is sent instead
         self.rides = False  # in front of a request: where that is given up unsent, this is as well
         self.spoiled = False  # a COMMIT was asked for, and the status forbade it
-        self.operations: tuple[core.Operation[Any], ...] = ()
+        self.operations: list[core.Operation[Any]] = []
         self.tag = ""
 
     @property

@@ -23,7 +23,7 @@ from functools import partial
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from pgpoll import _batches, _copying, _two_phase, conninfo, errors
+from pgpoll import _batches, _copying, _two_phase, conninfo, core, errors
 from pgpoll._blocking import Batch, BatchItem, Listener, Stream
 from pgpoll._copy_out import BlockingCopyOut
 from pgpoll._copy_out import BlockingCopyOut as CopyOut
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
-    from pgpoll import core
     from pgpoll._copying import Progress
     from pgpoll._observing import Notice, RequestRecord
 
@@ -290,7 +289,12 @@ class Transaction(Verbs):
     def start(self, *, timeout: float | None = None) -> None:
         """BEGIN, or SAVEPOINT. See pgpoll.Transaction.start."""
         driver = self._driver
-        driver.run(start(driver.blocks, driver.control(self._block, self._parent._via), _owner_name()), timeout)
+        control = driver.control(self._block, self._parent._via)
+        try:
+            driver.run(start(driver.blocks, control, _owner_name()), timeout)
+        except BaseException as error:
+            self._torn(error)
+            raise
 
     def commit(self, *, timeout: float | None = None) -> None:
         """COMMIT, or RELEASE. See pgpoll.Transaction.commit."""
@@ -305,12 +309,16 @@ class Transaction(Verbs):
         """ROLLBACK, of the savepoint where it is one. See pgpoll.Transaction.rollback."""
         self._driver.run(self._end(commit=False), timeout)
 
-    def __enter__(self) -> Transaction:
+    def _torn(self, error: BaseException) -> None:
+        if not isinstance(error, errors.Error):
+            self._driver.doom(self._block)
+
+    def _enter(self) -> Transaction:
         driver = self._driver
         driver.enter(driver.control(self._block, self._parent._via), _owner_name())
         return self
 
-    def __exit__(
+    def _exit(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._left = True
@@ -319,6 +327,9 @@ class Transaction(Verbs):
             driver.run(leave(driver.blocks, block, error, self._end))
         else:
             driver.doom(block)  # Ctrl-C, or a generator closed, maybe by a finalizer
+
+    __enter__ = core._surely(_enter, _torn)
+    __exit__ = core._surely(_exit, _torn)
 
     def _end(self, commit: bool, prepare: str = "") -> Flow[None]:
         driver = self._driver

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FLUSHED_ITEMS = 64  # of a batch, that leave together
+LOOK_SECONDS = 0.05
 
 
 class Stream(Rows[R]):
@@ -99,10 +100,11 @@ BatchItem = _batches.BatchItem
 class Batch(_batches.Batch):
     """Many requests under one Sync, on a blocking connection. See pgpoll.Batch; items have `result()`."""
 
-    __slots__ = ("_driver", "_verbs", "_via", "_where")
+    __slots__ = ("_driver", "_looks_at", "_verbs", "_via", "_where")
 
     def __init__(self, verbs: Verbs, where: str) -> None:
         super().__init__()
+        self._looks_at = monotonic() + LOOK_SECONDS
         self._verbs: Verbs | None = verbs  # also keeps the connection, until the block is left
         self._via = verbs._via
         self._driver = verbs._driver
@@ -125,9 +127,11 @@ class Batch(_batches.Batch):
         return self._add(sql, args, VALUE)
 
     def _add(self, sql: str, args: tuple[Any, ...], want: core.Want[T]) -> BatchItem[T]:
-        number = self._driver.call(partial(self._number, sql, args))
-        if number % FLUSHED_ITEMS == FLUSHED_ITEMS - 1:
-            self._driver.call(self._driver.core.flush)
+        driver = self._driver
+        number = driver.call(partial(self._number, sql, args))
+        if number % FLUSHED_ITEMS == FLUSHED_ITEMS - 1 or monotonic() >= self._looks_at:
+            driver.call(driver.look)  # what is there leaves; and answers may have come, or the end of the connection
+            self._looks_at = monotonic() + LOOK_SECONDS
         return BatchItem(self, number, want)
 
     def _torn(self, error: BaseException) -> None:

@@ -323,6 +323,16 @@ class Driver:
 
         return self._held(nudging)
 
+    def look(self) -> None:
+        """Send and receive what can be without waiting."""
+        if not self.core.closed:
+            self._driving = True
+            try:
+                self.core.poll()
+            finally:
+                self._driving = False
+        self._settle()
+
     def _wait_for_turn(
         self,
         turn: Turn,
@@ -364,8 +374,8 @@ class Driver:
             return None
         if isinstance(step, Sent):
             _left(deadline, timeout)
-            if not step.operation.done() and not step.operation.stirred:
-                self._wait_in_core(step.operation, 0.0)
+            if not step.operation.done():
+                self.look()
             return None
         assert isinstance(step, (Item, Call))
         channel = self.blocks.stack[-1].operation if self.blocks.stack else None

@@ -1,6 +1,7 @@
-// _Mutex: the lock of a connection for blocking callers. A signal handler may raise after any instruction of Python code,
-// also between taking a lock and the `try` that gives it back; not within a function of C. So this takes it, gives it
-// back, lends it out and waits for a change each in one such function, and remembers who has left by an exception.
+// _Mutex: the lock of a connection for blocking callers. A signal handler may raise after any instruction of Python
+// code, also between taking a lock and the `try` that gives it back; not within a function of C. So this takes it,
+// gives it back, lends it out and waits for a change each in one such function, and remembers who has left by an
+// exception.
 #include "py/mutex.hpp"
 
 #include <algorithm>
@@ -284,7 +285,8 @@ PyMethodDef mutex_methods[] = {
     {"held", held, METH_O, "A context manager: whether it could be taken within so many seconds; None has no limit."},
     {"wait", method(wait), METH_FASTCALL, "wait(seconds, what): without it, until notify_all() or for so long."},
     {"notify_all", notify_all, METH_NOARGS, "Wakes all that wait()."},
-    {"outside", method(outside), METH_FASTCALL, "outside(what, function, *args): its result, called without the mutex."},
+    {"outside", method(outside), METH_FASTCALL,
+     "outside(what, function, *args): its result, called without the mutex."},
     {"owned", owned_method, METH_NOARGS, "Whether this thread has it."},
     {nullptr, nullptr, 0, nullptr}};
 
@@ -302,8 +304,8 @@ PyType_Slot mutex_slots[] = {{Py_tp_new, slot(make)},
                              {Py_tp_doc, const_cast<char*>("A reentrant lock that signals find taken, or not.")},
                              {0, nullptr}};
 
-PyType_Spec mutex_spec = {"pgpoll.core._Mutex", sizeof(mutex_object), 0,
-                          Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, mutex_slots};
+PyType_Spec mutex_spec = {"pgpoll.core._Mutex", sizeof(mutex_object), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+                          mutex_slots};
 
 PyMethodDef hold_methods[] = {{"__enter__", enter_hold, METH_NOARGS, nullptr},
                               {"__exit__", method(leave_hold), METH_FASTCALL, nullptr},
@@ -312,8 +314,7 @@ PyMethodDef hold_methods[] = {{"__enter__", enter_hold, METH_NOARGS, nullptr},
 PyType_Slot hold_slots[] = {{Py_tp_dealloc, slot(dealloc_hold)}, {Py_tp_methods, hold_methods}, {0, nullptr}};
 
 PyType_Spec hold_spec = {"pgpoll.core._Held", sizeof(hold_object), 0,
-                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION,
-                         hold_slots};
+                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION, hold_slots};
 
 }  // namespace
 

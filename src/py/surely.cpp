@@ -1,5 +1,5 @@
-// _surely(method, undo): a method that is undone where it raises. Called from C, `undo` runs also where a signal handler
-// has raised at the first instruction of `method`, before any `try` of its own.
+// _surely(method, undo): a method that is undone where it raises. Called from C, `undo` runs also where a signal
+// handler has raised at the first instruction of `method`, before any `try` of its own.
 #include "py/mutex.hpp"
 
 namespace pgpoll::py {
@@ -66,14 +66,17 @@ PyGetSetDef properties[] = {{"__doc__", doc, nullptr, nullptr, nullptr},
                             {"__wrapped__", wrapped, nullptr, nullptr, nullptr},
                             {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
-PyType_Slot slots[] = {{Py_tp_call, slot(call)},         {Py_tp_descr_get, slot(bind)}, {Py_tp_dealloc, slot(dealloc)},
-                       {Py_tp_traverse, slot(traverse)}, {Py_tp_clear, slot(clear)},    {Py_tp_getset, properties},
+PyType_Slot slots[] = {{Py_tp_call, slot(call)},
+                       {Py_tp_descr_get, slot(bind)},
+                       {Py_tp_dealloc, slot(dealloc)},
+                       {Py_tp_traverse, slot(traverse)},
+                       {Py_tp_clear, slot(clear)},
+                       {Py_tp_getset, properties},
                        {0, nullptr}};
 
-PyType_Spec spec = {"pgpoll.core._Surely", sizeof(surely_object), 0,
-                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE |
-                        Py_TPFLAGS_DISALLOW_INSTANTIATION,
-                    slots};
+PyType_Spec spec = {
+    "pgpoll.core._Surely", sizeof(surely_object), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE | Py_TPFLAGS_DISALLOW_INSTANTIATION, slots};
 
 }  // namespace
 

@@ -46,6 +46,10 @@ class Interrupt(KeyboardInterrupt):
     """That of this test."""
 
 
+def _raise() -> None:
+    raise Interrupt
+
+
 def _finalizing(frame: FrameType | None) -> bool:
     """What is raised in a finalizer, or as an unfinished generator is closed, Python drops."""
     while frame is not None:
@@ -56,10 +60,14 @@ def _finalizing(frame: FrameType | None) -> bool:
 
 
 class Interrupter:
-    """Raises at place number `at` that this thread comes by while it is entered; `count` is how many there were."""
+    """Raises at place number `at` that this thread comes by while it is entered; `count` is how many there were.
 
-    def __init__(self, at: int) -> None:
+    Or does what else a signal handler may do.
+    """
+
+    def __init__(self, at: int, handler: Callable[[], object] = _raise) -> None:
         self.at = at
+        self.handler = handler
         self.count = 0
         self.where = "nowhere"
 
@@ -80,7 +88,7 @@ class Interrupter:
         self.count += 1
         if self.count == self.at:
             self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
-            raise Interrupt
+            self.handler()
 
     def __enter__(self) -> Self:
         self._before = sys.gettrace()

@@ -42,7 +42,7 @@ def test_slow_rows(dsn: str) -> None:
 def test_slow_items(dsn: str) -> None:
     with sync.connect(dsn) as conn:
         batch = conn.batch()
-        with pytest.raises(pgpoll.OperationalError), batch:
+        with pytest.raises(pgpoll.OperationalError), batch:  # noqa: PT012
             for (number,) in slow(dsn, conn.backend_pid):
                 batch.execute("select $1::int4", number)
         assert conn.closed

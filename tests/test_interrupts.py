@@ -11,6 +11,7 @@ import faulthandler
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -166,6 +167,12 @@ def watchdog() -> Iterator[None]:
     faulthandler.cancel_dump_traceback_later()
 
 
+@pytest.fixture
+def conn(dsn: str) -> Iterator[sync.Connection]:
+    with sync.connect(dsn) as connection:
+        yield connection
+
+
 class Case:
     """One connection that is interrupted again and again."""
 
@@ -232,6 +239,56 @@ class Case:
         assert listening is None, f"{where}: listens to {listening}"
         state = self.admin.fetchval("select state from pg_stat_activity where pid = $1", conn.backend_pid)
         assert state == "idle", f"{where}: {state}"
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)
+def test_terminated_anywhere(verb: Verb, dsn: str) -> None:
+    """By a signal handler that goes on: the verb ends at once, by an error of pgpoll or by its result."""
+    at = random.Random(verb.__name__).randint(1, 3 * STRIDE)
+    while True:
+        faulthandler.dump_traceback_later(30, exit=True)
+        conn = sync.connect(dsn)
+        conn.execute("create temp table i_t (i int4)")
+        handler = Interrupter(at, conn.terminate)
+        with contextlib.suppress(pgpoll.Error), handler:
+            verb(conn)
+        terminated = handler.count >= at
+        assert conn.closed == terminated, handler.where
+        conn.terminate()
+        driver = conn._driver
+        left = (driver.blocks.stack, driver.blocks.waiting, driver._watched, driver._apart, driver.core._unfinished())
+        assert not any(left), f"{handler.where}: {left}"
+        assert driver.mutex.depth == 0, handler.where
+        with pytest.raises(pgpoll.InterfaceError):
+            conn.execute("select 1")
+        if not terminated:
+            return
+        at += 3 * STRIDE
+
+
+def test_a_wish_is_granted_while_somebody_waits(conn: sync.Connection, admin: sync.Connection) -> None:
+    """An abandoned request whose CancelRequest has not struck: cancelled again, though its thread does something else.
+
+    Who waits for that thread's transaction sees to it.
+    """
+    driver = conn._driver
+    conn.fetchval("select 1")
+    with conn.transaction():
+        conn.execute("select 1")
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(driver, "_cancel_abandoned", lambda *_: None)
+            with pytest.raises(pgpoll.QueryTimeout):
+                conn.execute("select pg_sleep(20)", timeout=0.05)
+        stranger = threading.Thread(target=conn.execute, args=("select 1",))
+        stranger.start()
+        state, until = "active", time.monotonic() + 5
+        while state == "active" and time.monotonic() < until:
+            time.sleep(0.05)
+            state = admin.fetchval("select state from pg_stat_activity where pid = $1", conn.backend_pid)
+        assert state == "idle in transaction (aborted)"
+        conn._driver.doom(driver.blocks.stack[0])
+    stranger.join(5)
+    assert not stranger.is_alive()
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)

@@ -273,7 +273,7 @@ def test_a_wish_is_granted_while_somebody_waits(conn: sync.Connection, admin: sy
     """
     driver = conn._driver
     conn.fetchval("select 1")
-    with conn.transaction():
+    with contextlib.suppress(ZeroDivisionError), conn.transaction():
         conn.execute("select 1")
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(driver, "_cancel_abandoned", lambda *_: None)
@@ -286,7 +286,7 @@ def test_a_wish_is_granted_while_somebody_waits(conn: sync.Connection, admin: sy
             time.sleep(0.05)
             state = admin.fetchval("select state from pg_stat_activity where pid = $1", conn.backend_pid)
         assert state == "idle in transaction (aborted)"
-        conn._driver.doom(driver.blocks.stack[0])
+        raise ZeroDivisionError
     stranger.join(5)
     assert not stranger.is_alive()
 

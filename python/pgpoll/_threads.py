@@ -114,6 +114,7 @@ class Driver:
                     if operation is not None and not operation.done():
                         self._interrupt(operation)
                     self._recover()
+                    self.mutex.mended = True
                     raise
         return self.request(lambda: self.core.start_execute(sql, args, want), None, None, sql, opens=True)
 
@@ -211,6 +212,7 @@ class Driver:
                     return body()
                 except BaseException:
                     self._recover()
+                    self.mutex.mended = True
                     raise
         finally:
             if self._apart:

@@ -418,6 +418,8 @@ class _Mutex:
         """How often who has it has taken it."""
     disturbed: bool
     """Somebody has given it back by an exception; to be reset by who has seen to that."""
+    mended: bool
+    """Set by who has it, and will give it back by an exception whose traces are seen to."""
 
 @final
 class Waiter(Generic[_T_co]):

@@ -26,6 +26,7 @@ struct mutex_object {
   unsigned long owner;
   unsigned depth;  // 0: nobody's
   bool disturbed;
+  bool mended;  // by who has it
   waiter* waiters;
 };
 
@@ -78,6 +79,7 @@ int acquire(mutex_object* self, double seconds) {
     const int taken = take_lock(self->lock, seconds, true);
     if (taken <= 0) return taken;
     self->owner = PyThread_get_thread_ident();
+    self->mended = false;
   }
   ++self->depth;
   return 1;
@@ -98,7 +100,7 @@ bool release(mutex_object* self, bool raised) {
     --self->depth;
     return true;
   }
-  if (raised) self->disturbed = true;
+  if (raised && !self->mended) self->disturbed = true;
   give_up(self);
   return true;
 }
@@ -117,6 +119,7 @@ class elsewhere {
     take_lock(self_->lock, -1, false);
     self_->owner = PyThread_get_thread_ident();
     self_->depth = depth_;
+    self_->mended = false;
     auto** each = &self_->waiters;
     while (*each != place_) each = &(*each)->next;
     *each = place_->next;
@@ -250,6 +253,17 @@ int set_disturbed(PyObject* object, PyObject* value, void*) {
   return 0;
 }
 
+PyObject* mended(PyObject* object, void*) {
+  return PyBool_FromLong(mutex_of(object)->mended);
+}
+
+int set_mended(PyObject* object, PyObject* value, void*) {
+  const int truth = value == nullptr ? 0 : PyObject_IsTrue(value);
+  if (truth < 0) return -1;
+  mutex_of(object)->mended = truth != 0;
+  return 0;
+}
+
 PyObject* make(PyTypeObject* type, PyObject*, PyObject*) {
   auto* lock = PyThread_allocate_lock();
   if (lock == nullptr) return PyErr_NoMemory();
@@ -295,6 +309,7 @@ PyGetSetDef mutex_properties[] = {
     {"awaited", awaited, nullptr, "What those wait for that have given it up for a while.", nullptr},
     {"depth", depth, nullptr, "How often who has it has taken it.", nullptr},
     {"disturbed", disturbed, set_disturbed, "Whether somebody has given it back by an exception.", nullptr},
+    {"mended", mended, set_mended, "Whether who has it has seen to that already.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
 PyType_Slot mutex_slots[] = {{Py_tp_new, slot(make)},

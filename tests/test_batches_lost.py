@@ -1,8 +1,12 @@
-"""A connection that is lost while a batch, or the rows of executemany, are still being made: their maker is told."""
+"""A connection that is lost while a batch, or the rows of executemany, are still being made: their maker is told.
+
+And batches whose time is up.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 
@@ -46,6 +50,34 @@ def test_slow_items(dsn: str) -> None:
             for (number,) in slow(dsn, conn.backend_pid):
                 batch.execute("select $1::int4", number)
         assert conn.closed
+
+
+def test_the_end_of_a_batch_takes_too_long(dsn: str) -> None:
+    with sync.connect(dsn) as conn:
+        began = time.monotonic()
+        with pytest.raises(pgpoll.QueryTimeout), conn.batch(timeout=0.2) as batch:
+            item = batch.execute("select pg_sleep(20)")
+        assert time.monotonic() - began < 3
+        with pytest.raises(pgpoll.OperationalError, match="given up"):
+            item.result()
+        assert conn.fetchval("select 1") == 1
+
+
+def test_a_batch_waits_no_longer_than_it_may(dsn: str) -> None:
+    with sync.connect(dsn) as conn, conn.transaction():
+        errors: list[BaseException] = []
+
+        def stranger() -> None:
+            try:
+                with conn.batch(timeout=0.1):
+                    pytest.fail("it was entered")
+            except pgpoll.QueryTimeout as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=stranger)
+        thread.start()
+        thread.join(5)
+        assert len(errors) == 1
 
 
 async def test_items_in_a_loop(dsn: str) -> None:

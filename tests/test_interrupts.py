@@ -10,8 +10,10 @@ import contextlib
 import faulthandler
 import os
 import random
+import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -239,6 +241,48 @@ class Case:
         assert listening is None, f"{where}: listens to {listening}"
         state = self.admin.fetchval("select state from pg_stat_activity where pid = $1", conn.backend_pid)
         assert state == "idle", f"{where}: {state}"
+
+
+def struck(verb: Verb, conn: sync.Connection, after: float, gap: float) -> None:
+    """Run it while two signals come."""
+    left = 2
+
+    def handler(*_: object) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with contextlib.suppress(Interrupt):
+            with contextlib.suppress(Interrupt):
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, after, gap)
+                    verb(conn)
+                except Interrupt:
+                    pass
+        left = 0
+    finally:
+        left = 0
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_struck_twice(dsn: str, admin: sync.Connection) -> None:
+    """Real signals, and the second one may strike while the first is seen to."""
+    case, chance = Case(dsn, admin), random.Random(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # where leaving a `with` was interrupted twice
+        for _ in range(3000 // STRIDE):
+            faulthandler.dump_traceback_later(30, exit=True)
+            verb = chance.choice(VERBS)
+            after, gap = chance.uniform(1e-5, 1e-3), chance.uniform(1e-5, 2e-4)
+            with contextlib.suppress(pgpoll.Error):
+                struck(verb, case.conn, after, gap)
+            case.check(f"{verb.__name__} struck after {after:.6f} and {gap:.6f} s")
+            case.conn.execute("truncate i_t")
+    case.conn.close()
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)

@@ -100,10 +100,11 @@ BatchItem = _batches.BatchItem
 class Batch(_batches.Batch):
     """Many requests under one Sync, on a blocking connection. See pgpoll.Batch; items have `result()`."""
 
-    __slots__ = ("_driver", "_looks_at", "_verbs", "_via", "_where")
+    __slots__ = ("_driver", "_looks_at", "_timeout", "_verbs", "_via", "_where")
 
-    def __init__(self, verbs: Verbs, where: str) -> None:
+    def __init__(self, verbs: Verbs, where: str, timeout: float | None) -> None:
         super().__init__()
+        self._timeout = timeout
         self._looks_at = monotonic() + LOOK_SECONDS
         self._verbs: Verbs | None = verbs  # also keeps the connection, until the block is left
         self._via = verbs._via
@@ -144,7 +145,7 @@ class Batch(_batches.Batch):
         driver = self._driver
         hold = self._enter(driver.hold("batch", driver.core.start_batch, self._via, self._where))
         hold.block.owner_name = f"thread {threading.current_thread().name!r}"
-        self._opened(driver.run(started(driver.blocks, hold)))
+        self._opened(driver.run(started(driver.blocks, hold), self._timeout))
         return self
 
     def _exit(
@@ -154,10 +155,15 @@ class Batch(_batches.Batch):
         assert hold is not None
         try:
             if error is None:
-                driver.run(_batches.leave(self, driver.blocks, driver.core.flush))
+                driver.run(_batches.leave(self, driver.blocks, driver.core.flush), self._timeout)
             else:
                 self._break(error)
                 driver.doom(hold.block)
+        except errors.QueryTimeout as late:
+            if self._state is _batches.OPEN:  # another thread was driving all that time
+                self._break(late)
+                driver.doom(hold.block)
+            raise
         finally:
             self._verbs = None
 

@@ -8,8 +8,11 @@ thread's transaction. Inside of a transaction is the thread that entered it, and
 `cancel()` and `terminate()` never take the mutex: from another thread they end the wait of the verb that runs.
 
 While a verb waits the GIL is free, and Ctrl-C is prompt: the query is cancelled at the server (which may take 1 s; a
-second Ctrl-C skips it) and KeyboardInterrupt raised; the connection stays usable. Inside of a running event loop these
-verbs block it, as any blocking call does.
+second Ctrl-C skips it) and KeyboardInterrupt raised; the connection stays usable. That is so wherever it strikes, and
+whatever the handler of a signal raises: what a verb had begun is abandoned, and a transaction whose start or `with` it
+interrupts is rolled back. (In a `__del__` Python itself drops what is raised.) A handler may call `terminate()`.
+
+Inside of a running event loop these verbs block it, as any blocking call does.
 
 The verbs raise the same errors as those of the asyncio face; see `pgpoll.connection`.
 """
@@ -95,9 +98,13 @@ class Verbs(Facts):
         flow = _batches.executemany(driver.blocks, hold, rows, self._core.flush, on_progress, asynchronous=False)
         return driver.run(flow, timeout)
 
-    def batch(self) -> Batch:
-        """See pgpoll.Connection.batch: `with conn.batch() as batch`."""
-        return Batch(self, caller())
+    def batch(self, *, timeout: float | None = None) -> Batch:
+        """See pgpoll.Connection.batch: `with conn.batch() as batch`.
+
+        `timeout` is in seconds, for entering the block, and again for its end: QueryTimeout then, and the items say
+        what is known of them.
+        """
+        return Batch(self, caller(), timeout)
 
     def prepare(self, sql: str, /, *, timeout: float | None = None) -> Statement:
         """See pgpoll.Connection.prepare."""
@@ -205,7 +212,11 @@ class Connection(Verbs):
         readonly: bool | None = None,
         deferrable: bool | None = None,
     ) -> T:
-        """`fn(tx, *args)` in a transaction, again where that helps. See pgpoll.Connection.run_transaction."""
+        """`fn(tx, *args)` in a transaction, again where that helps. See pgpoll.Connection.run_transaction.
+
+        There is no `timeout`: nothing can interrupt `fn`. Its requests take theirs, and PostgreSQL's
+        transaction_timeout ends a transaction that lasts too long.
+        """
         check_function(fn)
         attempts = Attempts(retries)
         self._driver.check_outside("run_transaction")

@@ -323,6 +323,7 @@ class Transaction(Verbs):
     def _torn(self, error: BaseException) -> None:
         if not isinstance(error, errors.Error):
             self._driver.doom(self._block)
+            self._left = True
 
     def _enter(self) -> Transaction:
         driver = self._driver
@@ -332,12 +333,12 @@ class Transaction(Verbs):
     def _exit(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._left = True
         driver, block = self._driver, self._block
         if error is None or isinstance(error, Exception):
             driver.run(leave(driver.blocks, block, error, self._end))
         else:
             driver.doom(block)  # Ctrl-C, or a generator closed, maybe by a finalizer
+        self._left = True
 
     __enter__ = core._surely(_enter, _torn)
     __exit__ = core._surely(_exit, _torn)

@@ -359,3 +359,28 @@ def test_anywhere(verb: Verb, dsn: str, admin: sync.Connection) -> None:
         verb(case.conn)
     finally:
         case.conn.close()
+
+
+def test_close_anywhere(dsn: str, admin: sync.Connection) -> None:
+    """What is left is closed, or as it was."""
+    at, places = 1, 0
+    while True:
+        faulthandler.dump_traceback_later(30, exit=True)
+        conn = sync.connect(dsn)
+        pid = conn.backend_pid
+        tx = conn.transaction()
+        tx.start()
+        interrupter = Interrupter(at)
+        with contextlib.suppress(Interrupt), interrupter:
+            conn.close()
+        conn.close()
+        assert conn.closed, interrupter.where
+        assert not conn._driver.blocks.stack, interrupter.where
+        until = time.monotonic() + 5
+        while admin.fetchval("select count(*) from pg_stat_activity where pid = $1", pid):
+            assert time.monotonic() < until, interrupter.where
+        if interrupter.count < at:
+            break
+        at += max(1, STRIDE // 3)
+        places += 1
+    assert places > 60 // STRIDE

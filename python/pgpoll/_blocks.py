@@ -413,8 +413,8 @@ class Blocks:
         """Another thread's, which was taken from the line and got no further."""
         if isinstance(turn, Control) and turn.operations and turn.operations[-1] in watched:
             return
-        if isinstance(turn, Hold):
-            self.release(turn.block)
+        if isinstance(turn, (Control, Hold)):
+            self._doom(turn.block)
         turn.operation = None
         turn.error, turn.decided = errors.InterfaceError("interrupted while it was started"), True
         turn.wake()
@@ -675,6 +675,8 @@ class Blocks:
                 started.append(turn)
                 if not isinstance(error, Exception):
                     turn.error = errors.InterfaceError("interrupted while it was started")
+                    if isinstance(turn, (Control, Hold)):
+                        self._doom(turn.block)
                     raise
                 turn.error = error
             else:

@@ -235,11 +235,11 @@ class Driver:
         """Make the blocks right, and abandon what nobody wants; `mine` is what this thread still waits for."""
         watched = {each for each, _ in self._watched}
         awaited = {mine, *self.mutex.awaited}
+        awaited.update([each.operation for each in awaited if isinstance(each, Turn)])
         self.blocks.mend(watched, awaited)
         self._watched[:] = [each for each in self._watched if each[0] in watched]
-        wanted = watched | awaited | self.blocks.operations
-        wanted.update(each.operation for each in awaited if isinstance(each, Turn))
         self.listening.mend(watched)
+        wanted = watched | awaited | self.blocks.operations
         for operation in self.core._unfinished():
             if operation not in wanted:
                 operation.abandon()

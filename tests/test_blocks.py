@@ -76,7 +76,7 @@ class Desk:
     def _start_behind(
         self, commands: tuple[str, ...], outermost: bool, start: Callable[[], Operation]
     ) -> list[Operation]:
-        assert outermost == (not self.blocks.stack or self.blocks.stack[0].state is State.LAZY)
+        assert outermost == (not any(block.begun for block in self.blocks.stack))
         before = len(self.sent)
         operation = start()
         self.sent[before:before] = ahead = [Operation(sql) for sql in commands]

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -126,3 +127,65 @@ def test_what_was_dropped_while_another_thread_drives_is_seen_to_at_the_end(dsn:
         driver.join()
         assert not conn._driver._apart
         assert conn.fetchval("select count(*) from pg_listening_channels()") == 0
+
+
+def left_behind(conn: sync.Connection) -> None:
+    """One of each that has a finalizer, within a cycle."""
+    heard(conn)
+    with conn.transaction():
+        batch = conn.batch()
+        batch.__enter__()
+        batch.execute("select 1")
+        Loop(batch)
+        del batch
+        gc.collect()
+    rows = conn.stream("select generate_series(1, 100)", prefetch=2)
+    next(rows)
+    Loop(rows)
+    del rows
+    gc.collect()
+    copy = conn.copy_out("copy (select generate_series(1, 100)) to stdout")
+    next(copy)
+    Loop(copy)
+    del copy
+    gc.collect()
+    tx = conn.transaction()
+    tx.start()
+    tx.execute("select 1")
+    Loop(tx)
+
+
+def test_with_a_collection_at_every_allocation(dsn: str) -> None:
+    """The youngest generation is collected whenever anything is made: also within the mutex, and in other threads."""
+    failures: list[BaseException] = []
+
+    def stranger(conn: sync.Connection) -> None:
+        try:
+            for number in range(40):
+                assert conn.fetchval("select $1::int4", number, timeout=20) == number
+        except BaseException as error:  # noqa: BLE001 - the main thread's to raise
+            failures.append(error)
+
+    with sync.connect(dsn) as conn, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of the transaction
+        before = gc.get_threshold()
+        gc.set_threshold(1, 1000, 1000)
+        gc.enable()
+        try:
+            threads = [threading.Thread(target=stranger, args=(conn,)) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for _ in range(10):
+                left_behind(conn)
+                gc.collect()
+            for thread in threads:
+                thread.join()
+        finally:
+            gc.disable()
+            gc.set_threshold(*before)
+        assert not failures
+        gc.collect()
+        assert conn.fetchval("select 1") == 1
+        assert conn.fetchval("select count(*) from pg_listening_channels()") == 0
+        assert conn.transaction_status == "I"
+        assert not conn._driver.blocks.stack

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pgpoll import errors
-from pgpoll._flows import END, Call, Flow, Item, News, check_callback, started
+from pgpoll._flows import END, Call, Flow, Item, News, Sent, check_callback, started
 from pgpoll._turns import CLOSED
 
 if TYPE_CHECKING:
@@ -54,7 +54,10 @@ class Batch:
     def _number(self, sql: str, args: tuple[Any, ...]) -> int:
         if self._operation is None or self._state is not OPEN:
             raise errors.InterfaceError(f"the batch {self._state}")
-        return self._operation.add(sql, args)
+        operation = self._operation
+        if operation.done() and getattr(operation.connection, "closed", True):
+            operation.result()  # raises what ended it; any other error is told when the block is left
+        return operation.add(sql, args)
 
     def _break(self, error: BaseException) -> None:
         """The block was left by an exception: what was not sent is dropped, what was can't last."""
@@ -206,6 +209,7 @@ def executemany(
     """One statement for all rows. Atomic, whoever fails."""
     check_callback("on_progress", on_progress)
     source, each = _iterator(rows, asynchronous=asynchronous)
+    hold.block.within = True
     operation = yield from started(blocks, hold)
     hold.block.carry()  # a task that `rows` makes would wait for itself
     try:
@@ -225,7 +229,10 @@ def executemany(
                 exhausted, pending = row is END, iter((row,))
             elif not each:
                 exhausted = yield Call(partial(operation.feed_rows, source))
-                flush()
+                if asynchronous:
+                    flush()
+                else:
+                    yield Sent(operation)  # rows may be slow to come: the end of the connection is noticed between
         yield from ended(operation, flush)
         result: core.Result = operation.result()
         if on_progress is not None and (answered := operation.items_answered) > told:

@@ -6,11 +6,11 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from pgpoll import _batches
+from pgpoll import _batches, errors
 from pgpoll._flows import seconds, started
 from pgpoll._listening import LEFT, NEW, Listens, Notification
 from pgpoll._streams import R, Rows
-from pgpoll.core import RESULT, ROW, ROWS, VALUE
+from pgpoll.core import RESULT, ROW, ROWS, VALUE, _surely
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FLUSHED_ITEMS = 64  # of a batch, that leave together
+LOOK_SECONDS = 0.05
 
 
 class Stream(Rows[R]):
@@ -52,17 +53,24 @@ class Stream(Rows[R]):
         """See pgpoll.Stream.aclose."""
         self._shut()
 
-    def __enter__(self) -> Stream[R]:
+    def _enter(self) -> Stream[R]:
         self._run(self._begin())
         return self
 
-    def __exit__(
+    def _exit(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._shut()
 
+    __enter__ = _surely(_enter, Rows._torn)
+    __exit__ = _surely(_exit, Rows._torn)
+
     def _run(self, flow: Flow[T]) -> T:
-        result: T = self._verbs._driver.run(flow, self._timeout)
+        try:
+            result: T = self._verbs._driver.run(flow, self._timeout)
+        except BaseException as error:
+            self._torn(error)
+            raise
         return result
 
 
@@ -91,10 +99,12 @@ BatchItem = _batches.BatchItem
 class Batch(_batches.Batch):
     """Many requests under one Sync, on a blocking connection. See pgpoll.Batch; items have `result()`."""
 
-    __slots__ = ("_driver", "_verbs", "_via", "_where")
+    __slots__ = ("_driver", "_looks_at", "_timeout", "_verbs", "_via", "_where")
 
-    def __init__(self, verbs: Verbs, where: str) -> None:
+    def __init__(self, verbs: Verbs, where: str, timeout: float | None) -> None:
         super().__init__()
+        self._timeout = timeout
+        self._looks_at = monotonic() + LOOK_SECONDS
         self._verbs: Verbs | None = verbs  # also keeps the connection, until the block is left
         self._via = verbs._via
         self._driver = verbs._driver
@@ -117,30 +127,46 @@ class Batch(_batches.Batch):
         return self._add(sql, args, VALUE)
 
     def _add(self, sql: str, args: tuple[Any, ...], want: core.Want[T]) -> BatchItem[T]:
-        number = self._driver.call(partial(self._number, sql, args))
-        if number % FLUSHED_ITEMS == FLUSHED_ITEMS - 1:
-            self._driver.call(self._driver.core.flush)
+        driver = self._driver
+        number = driver.call(partial(self._number, sql, args))
+        if number % FLUSHED_ITEMS == FLUSHED_ITEMS - 1 or monotonic() >= self._looks_at:
+            driver.call(driver.look)  # what is there leaves; and answers may have come, or the end of the connection
+            self._looks_at = monotonic() + LOOK_SECONDS
         return BatchItem(self, number, want)
 
-    def __enter__(self) -> Batch:
+    def _torn(self, error: BaseException) -> None:
+        if not isinstance(error, errors.Error):
+            self._break(error)
+            if self._hold is not None:
+                self._driver.doom(self._hold.block)
+
+    def _begin(self) -> Batch:
         driver = self._driver
         hold = self._enter(driver.hold("batch", driver.core.start_batch, self._via, self._where))
-        self._opened(driver.run(started(driver.blocks, hold)))
+        self._opened(driver.run(started(driver.blocks, hold), self._timeout))
         return self
 
-    def __exit__(
+    def _exit(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         driver, hold = self._driver, self._hold
         assert hold is not None
         try:
             if error is None:
-                driver.run(_batches.leave(self, driver.blocks, driver.core.flush))
+                driver.run(_batches.leave(self, driver.blocks, driver.core.flush), self._timeout)
             else:
                 self._break(error)
                 driver.doom(hold.block)
+        except errors.QueryTimeout as late:
+            if self._state is _batches.OPEN:  # another thread was driving all that time
+                self._break(late)
+                driver.doom(hold.block)
+            raise
         finally:
             self._verbs = None
+
+    __enter__ = _surely(_begin, _torn)
+    __exit__ = _surely(_exit, _torn)
 
     def __del__(self) -> None:
         if getattr(self, "_state", None) is _batches.OPEN and self._hold is not None:
@@ -176,14 +202,21 @@ class Listener(Listens):
             driver.hear(box, deadline)
             looked = True
 
-    def __enter__(self) -> Listener:
+    def _torn(self, error: BaseException) -> None:
+        if not isinstance(error, errors.Error):
+            self._parent._driver.dismiss(self._box)
+
+    def _begin(self) -> Listener:
         self._parent._driver.run(self._enter(), self._timeout)
         return self
 
-    def __exit__(
+    def _exit(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._parent._driver.dismiss(self._box)
+
+    __enter__ = _surely(_begin, _torn)
+    __exit__ = _surely(_exit, _torn)
 
     def __iter__(self) -> Listener:
         return self

@@ -51,14 +51,15 @@ from pgpoll._turns import (
     WAITING,
     Control,
     Hold,
+    Turn,
     name_of,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
 
     from pgpoll import core
-    from pgpoll._turns import Block, Turn
+    from pgpoll._turns import Block
 
 T = TypeVar("T")
 
@@ -82,7 +83,7 @@ class Engine(Protocol):
         """The connection can't go on: it ends now."""
 
 
-def _outcome(operations: tuple[core.Operation[Any], ...]) -> tuple[str, Exception | None]:
+def _outcome(operations: Sequence[core.Operation[Any]]) -> tuple[str, Exception | None]:
     """The last one's tag, and the first one's error that has one."""
     tag = ""
     for operation in operations:
@@ -103,7 +104,7 @@ class Blocks:
         self._core = connection
         self._engine = engine
         self._line: dict[Turn, None] = {}
-        self._busy: set[Block] = set()  # a command of theirs is on its way
+        self._busy: dict[Block, core.Operation[Any]] = {}  # a command of theirs is on its way: the last one
         self._serial = 0
         self._settled: list[Turn] = []
         self._advancing = False
@@ -137,11 +138,13 @@ class Blocks:
             return self._open(start)
         return start() if self.admits(via, who, carried) else None
 
-    def inside(self, turn: Turn) -> Iterator[Block]:
+    def inside(self, turn: Turn) -> list[Block]:
         """The live blocks that this request belongs to, outermost first."""
-        for block in self.stack:
-            if block is turn.via or (turn.who is not None and block.owner is turn.who) or block in turn.carried:
-                yield block
+        return [
+            block
+            for block in self.stack
+            if block is turn.via or (turn.who is not None and block.owner is turn.who) or block in turn.carried
+        ]
 
     def check_cancel(self, turn: Turn) -> None:
         """InterfaceError where what runs is part of a block that the maker of `turn` is not inside of."""
@@ -209,6 +212,10 @@ class Blocks:
             self._end(self.stack[-1], "ended")
             self._advance()
 
+    def in_line(self, turn: Turn) -> bool:
+        """Whether it waits."""
+        return turn in self._line
+
     @property
     def waiting(self) -> int:
         """How many wait in line."""
@@ -243,8 +250,12 @@ class Blocks:
         if self.admits(*about) or self.opens(*about):
             self._begin(control)
         else:
-            self.line_up(control)
             block.state = WAITING
+            try:
+                self.line_up(control)
+            except Exception:
+                block.state = NEW
+                raise
 
     def leave(self, control: Control) -> None:
         """End a block now, or line up behind the other tasks' blocks inside of it.
@@ -289,10 +300,10 @@ class Blocks:
         if turn in self._line:
             del self._line[turn]
             if isinstance(turn, Control):
-                if turn.block.state is WAITING:
-                    turn.block.state = ENDED
-                else:
+                if turn.block in self.stack:
                     self._doom(turn.block)
+                else:
+                    turn.block.state = ENDED
             self._advance()
             return False
         if not isinstance(turn, Control):
@@ -311,10 +322,12 @@ class Blocks:
             if block.state is STARTING:
                 self._doom(block)
             return turn.commit
+        if block.state is STARTING and not turn.operations:
+            return False  # torn from its start: mend() sees to it
         if block.state is STARTING:
             self._unsend(turn)
             self._end(block, "never started")
-        elif turn.commit:
+        else:
             self._unsend(turn)
             self._doom(block)
         self._advance()
@@ -328,7 +341,7 @@ class Blocks:
 
     def retire(self, turn: Turn) -> None:
         """Roll back what the maker of `turn` is inside of: the connection is being closed by it."""
-        for block in tuple(self.inside(turn)):
+        for block in self.inside(turn):
             if _live(block):
                 self._doom(block)
                 block.outcome = CLOSED
@@ -347,6 +360,64 @@ class Blocks:
             turn.error, turn.decided = self._lost(), True
         for turn in line:
             turn.wake()
+
+    # -- after an exception of a signal handler, which may have struck anywhere here
+
+    @property
+    def operations(self) -> set[core.Operation[Any] | None]:
+        """The channels', which run on between requests."""
+        return {block.operation for block in self.stack}
+
+    def mend(self, watched: set[core.Operation[Any]], awaited: set[Any]) -> None:
+        """Make right what was left in the middle of a change. Nobody is within; other threads wait for `awaited`.
+
+        A change that was not made whole is taken back as far as that goes: a block whose BEGIN may be sent is rolled
+        back. What is no more in `watched` after this is to be abandoned, and then `resume` called.
+        """
+        self._advancing = True  # nothing is started before that
+        begun = {operation.sql for operation in self._core._unfinished() if operation.written}
+        self._settled.clear()
+        self.stack[:] = [block for block in self.stack if block.state is not ENDED]
+        opening = [block for block in self.stack if block.lazy and block.state in (LAZY, STARTING)]
+        if not all(block.state is STARTING and self._busy.get(block) in watched for block in opening):
+            for block in opening:
+                block.begun = block.begin in begun
+                block.state = DOOMED if block.begun else LAZY
+                watched.discard(self._busy.pop(block, None))
+        for block, operation in tuple(self._busy.items()):
+            if block in self.stack and operation in watched and block.state in (STARTING, ENDING, DOOMED):
+                continue
+            watched.discard(operation)
+            del self._busy[block]
+            if block not in self.stack:
+                block.state = ENDED
+        for block in tuple(self.stack):
+            if block.state in (STARTING, ENDING) and block not in self._busy:
+                block.begun = block.begun or block.begin in begun
+                block.state, block.owner = DOOMED, None
+            elif block.channel and block.within and block.operation not in awaited:
+                self.release(block)
+        for turn in tuple(self._line):
+            if turn.who is not None and turn not in awaited:
+                self.give_up(turn)
+        for turn in awaited:
+            if isinstance(turn, Turn) and not turn.decided and turn not in self._line:
+                self._forgotten(turn, watched)
+
+    def resume(self) -> None:
+        """All is right again."""
+        self._advancing = False
+        self._advance()
+
+    def _forgotten(self, turn: Turn, watched: set[core.Operation[Any]]) -> None:
+        """Another thread's, which was taken from the line and got no further."""
+        if isinstance(turn, Control) and turn.operations and turn.operations[-1] in watched:
+            return
+        if isinstance(turn, (Control, Hold)):
+            self._doom(turn.block)
+        turn.operation = None
+        turn.error, turn.decided = errors.InterfaceError("interrupted while it was started"), True
+        turn.wake()
 
     # -- within
 
@@ -379,12 +450,19 @@ class Blocks:
             if self._core.closed:
                 raise errors.InterfaceError("the connection is closed")
             block.state, control.decided = LAZY, True
-        else:
-            operation = self._open(partial(self._core.start_command, command))
-            block.state, block.begun = STARTING, True
-        self.stack.append(block)
-        if not block.lazy:
-            self._watch(control, operation)
+            self.stack.append(block)
+            return
+        lazy, outermost = self._unbegun(), all(each.state is LAZY for each in self.stack)
+        block.state = STARTING
+        self.stack.append(block)  # first: what is sent must be known of
+        try:
+            operation = self._behind(lazy, outermost, partial(self._core.start_command, command))
+        except Exception:
+            block.state = NEW
+            self.stack.remove(block)
+            raise
+        block.begun = True
+        self._watch(control, [operation])
 
     def _unbegun(self) -> list[Block]:
         """The blocks that have not begun, all of them innermost. Raises InterfaceError where they never can."""
@@ -396,7 +474,9 @@ class Blocks:
     def _open(self, start: Callable[[], core.Operation[T]]) -> core.Operation[T]:
         """Start a request that carries what begins the blocks that have not begun. It may be such a command itself."""
         lazy = self._unbegun()
-        outermost = len(lazy) == len(self.stack)
+        return self._behind(lazy, len(lazy) == len(self.stack), start)
+
+    def _behind(self, lazy: list[Block], outermost: bool, start: Callable[[], core.Operation[T]]) -> core.Operation[T]:
         *operations, operation = self._core._start_behind(tuple([each.begin for each in lazy]), outermost, start)
         self._opening(lazy, operations, rides=True)
         return operation
@@ -413,22 +493,22 @@ class Blocks:
     def _opening(self, lazy: list[Block], operations: list[core.Operation[Any]], *, rides: bool) -> None:
         for block, operation in zip(lazy, operations, strict=True):
             block.state, block.begun = STARTING, True
-            self._busy.add(block)
+            self._busy[block] = operation
             self._engine.tell(operation, partial(self._opened, block, operation, rides))
 
     def _opened(self, block: Block, operation: core.Operation[Any], rides: bool) -> None:
         """A block that was entered lazily has begun, or has not; where the connection has ended lost() follows."""
-        self._busy.discard(block)
-        if self._core.closed:
-            return
-        try:
-            operation.result()
-            if block.state is STARTING:
-                block.state = OPEN
-        except errors.Error as error:
-            if block.state is STARTING or block.state is DOOMED:
-                self._not_begun(block, error.with_traceback(None), sent=operation.written, rides=rides)
-        self._advance()
+        if not self._core.closed:
+            try:
+                operation.result()
+                if block.state is STARTING:
+                    block.state = OPEN
+            except errors.Error as error:
+                if block.state is STARTING or block.state is DOOMED:
+                    self._not_begun(block, error.with_traceback(None), sent=operation.written, rides=rides)
+        self._busy.pop(block, None)  # not before: see mend()
+        if not self._core.closed:
+            self._advance()
 
     def _finish(self, control: Control) -> None:
         block = control.block
@@ -454,30 +534,34 @@ class Blocks:
         if control.commit and status == "E":
             control.commit, control.spoiled = False, True
         commands = (control.prepare,) if control.commit and control.prepare else _ending(block, commit=control.commit)
-        operations = tuple([self._core.start_command(command) for command in commands])
-        block.state = ENDING
-        self._watch(control, *operations)
+        before, block.state = block.state, ENDING  # first: what is sent must be known of
+        try:
+            control.operations.extend(map(self._core.start_command, commands))  # at once, whatever a signal does
+        except Exception:
+            block.state = before
+            raise
+        self._watch(control, control.operations)
 
-    def _watch(self, control: Control, *operations: core.Operation[Any]) -> None:
+    def _watch(self, control: Control, operations: list[core.Operation[Any]]) -> None:
         control.operations, control.operation = operations, operations[-1]
-        self._busy.add(control.block)
+        self._busy[control.block] = control.operation
         self._engine.watch(control.operation, partial(self._answered, control))
 
     def _unsend(self, control: Control) -> None:
         for operation in control.operations:
             operation.abandon()
         control.decided = True
-        self._busy.discard(control.block)
+        self._busy.pop(control.block, None)
 
     def _answered(self, control: Control) -> None:
         """The server has answered a start or an end, or never will."""
         if control.decided:
             return
         control.tag, control.error = _outcome(control.operations)
-        control.decided = True
         block, failed = control.block, control.error is not None
-        self._busy.discard(block)
         if self._core.closed:  # lost() follows
+            self._busy.pop(block, None)
+            control.decided = True
             control.wake()
             return
         if block.state is STARTING and not failed:
@@ -490,6 +574,8 @@ class Blocks:
                 outcome = PREPARED if control.prepare else COMMITTED
             # a savepoint that can't be rolled back to leaves its transaction in status E: nothing of it can last
             self._gone_or_doomed(block, outcome, gone=bool(block.savepoint) and not (control.commit and failed))
+        self._busy.pop(block, None)
+        control.decided = True  # not before: see mend()
         self._advance(control)
 
     def _not_begun(self, block: Block, error: BaseException, *, sent: bool, rides: bool) -> None:
@@ -515,13 +601,14 @@ class Blocks:
     def _doom(self, block: Block) -> None:
         if block.channel:
             self.release(block)
-        else:
+        elif block in self.stack:
             block.state, block.owner = DOOMED, None
 
     def _end(self, block: Block, outcome: str) -> None:
         """It has left the server: it and all inside of it leave the stack."""
         while block in self.stack:
-            self.stack.pop().end(outcome)
+            self.stack[-1].end(outcome)
+            self.stack.pop()
 
     def _clean(self) -> None:
         """Roll back the doomed blocks that are innermost, unless that is on its way."""
@@ -529,7 +616,7 @@ class Blocks:
         while depth and self.stack[depth - 1].state is DOOMED:
             depth -= 1
         doomed = self.stack[depth:]
-        if not doomed or not self._busy.isdisjoint(self.stack):
+        if not doomed or any(block in self._busy for block in self.stack):
             return
         if not doomed[0].begun or (self._core.transaction_status == "I" and not self._core.in_flight):
             self._end(doomed[0], ROLLED_BACK)
@@ -538,18 +625,22 @@ class Blocks:
             operations = tuple(self._core.start_command(each) for each in _ending(doomed[0], commit=False))
         except errors.InterfaceError:
             return  # the connection has ended, or ends: lost() follows
-        self._busy.add(doomed[0])
+        self._busy[doomed[0]] = operations[-1]
         self._engine.watch(operations[-1], partial(self._cleaned, doomed[0], operations))
 
     def _cleaned(self, block: Block, operations: tuple[core.Operation[Any], ...]) -> None:
-        self._busy.discard(block)
+        if self._busy.get(block) is not operations[-1]:
+            return
         if block.state is not DOOMED:
+            self._busy.pop(block)
             return
         _, error = _outcome(operations)
         if block.savepoint or self._core.transaction_status == "I":
             self._end(block, ROLLED_BACK)
+            self._busy.pop(block)
             self._advance()
         else:
+            self._busy.pop(block)
             self._engine.abort(f"a transaction could not be rolled back: {error}")
 
     def _advance(self, settled: Control | None = None) -> None:
@@ -594,6 +685,8 @@ class Blocks:
                 started.append(turn)
                 if not isinstance(error, Exception):
                     turn.error = errors.InterfaceError("interrupted while it was started")
+                    if isinstance(turn, (Control, Hold)):
+                        self._doom(turn.block)
                     raise
                 turn.error = error
             else:
@@ -630,13 +723,13 @@ class Blocks:
         else:
             start = turn.start if turn.context is None else partial(turn.context.run, turn.start)
             opens = bool(self.stack) and self.stack[-1].state is LAZY
-            turn.operation = self._open(start) if opens else start()
-            turn.decided = True
+            operation = self._open(start) if opens else start()
             if isinstance(turn, Hold):
                 block = turn.block
-                block.state, block.owner, block.operation = OPEN, turn.who, turn.operation
+                block.state, block.owner, block.operation = OPEN, turn.who, operation
                 self.stack.append(block)
-                self._engine.attend(turn.operation)
+                self._engine.attend(operation)
+            turn.operation, turn.decided = operation, True
 
 
 def _live(block: Block) -> bool:

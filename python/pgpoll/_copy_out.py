@@ -130,9 +130,9 @@ class Copying(Generic[T]):
     def _drop(self, kind: type[BaseException] | None = None) -> None:
         """It ends here, whatever was to come; by a `kind` of exception."""
         if not self._over:
-            self._over = True
             if self._block is not None:  # a generator may be closed by a finalizer
                 (self._driver.doom if kind is GeneratorExit else self._driver.drop)(self._block)
+            self._over = True  # not before: a signal handler may raise in between
         self._ready = iter(())
 
     def __del__(self) -> None:
@@ -188,7 +188,11 @@ class BlockingCopyOut(Copying[T]):
     def __next__(self) -> T:
         for item in self._ready:
             return item  # type: ignore[no-any-return]
-        taken: list[T] | None = self._driver.run(self._more(), self._timeout)
+        try:
+            taken: list[T] | None = self._driver.run(self._more(), self._timeout)
+        except BaseException as error:
+            self._torn(error)
+            raise
         if taken is None:
             raise StopIteration
         self._ready = iter(taken)
@@ -200,13 +204,19 @@ class BlockingCopyOut(Copying[T]):
         """End it now, at the server as well."""
         self._drop()
 
+    def _torn(self, error: BaseException) -> None:
+        if not isinstance(error, errors.Error):
+            self._drop()
+
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
+    def _exit(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._drop(kind)
+
+    __exit__ = core._surely(_exit, _torn)
 
 
 # By the type's output function, which its cast to text need not be; not null in the sense of IS DISTINCT FROM.

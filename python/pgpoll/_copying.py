@@ -82,6 +82,7 @@ def _explain(error: errors.Error, table: str, schema: str | None) -> None:
 
 def _fed(driver: Driver, hold: Hold, open_source: Callable[[], Any], progress: Progress | None) -> Flow[core.Result]:
     source = open_source()
+    hold.block.within = True
     operation = yield from started(driver.blocks, hold)
     hold.block.carry()
     try:

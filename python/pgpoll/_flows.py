@@ -110,8 +110,8 @@ def resolve(options: conninfo.Options) -> Flow[conninfo.Options]:
 
 def started(blocks: Blocks, turn: Turn) -> Flow[core.Operation[Any]]:
     """The operation of a request, or of a channel (a Hold), once its turn has come."""
-    blocks.go(turn)
     try:
+        blocks.go(turn)
         operation: core.Operation[Any] = yield turn
     except BaseException as error:
         if error is not turn.error:
@@ -122,8 +122,8 @@ def started(blocks: Blocks, turn: Turn) -> Flow[core.Operation[Any]]:
 
 def answered(blocks: Blocks, turn: Turn) -> Flow[Any]:
     """The result of a request, once its turn has come."""
-    operation = yield from started(blocks, turn)
     try:
+        operation = yield from started(blocks, turn)
         while not operation.done():
             yield News(operation)
     except BaseException:
@@ -134,7 +134,13 @@ def answered(blocks: Blocks, turn: Turn) -> Flow[Any]:
 
 def start(blocks: Blocks, control: Control) -> Flow[None]:
     """Begin the block. Leaves no trace where it fails: what had been sent is rolled back in front of all others."""
-    blocks.enter(control)
+    try:
+        blocks.enter(control)
+    except errors.Error:
+        raise  # nothing has changed
+    except BaseException:
+        blocks.give_up(control)
+        raise
     yield from entered(blocks, control)
 
 
@@ -152,7 +158,13 @@ def finish(blocks: Blocks, control: Control, connection: core.Connection) -> Flo
     """End the block as `control` says. Raises what makes a COMMIT something else."""
     commit = control.commit
     verb = "PREPARE TRANSACTION" if control.prepare else "COMMIT"
-    blocks.leave(control)
+    try:
+        blocks.leave(control)
+    except errors.Error:
+        raise  # nothing has changed
+    except BaseException:
+        blocks.give_up(control)
+        raise
     try:
         yield control
     except BaseException as error:

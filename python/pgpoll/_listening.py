@@ -217,6 +217,30 @@ class Listening:
         if not self._blocks.stack and self._core.transaction_status in ("T", "E") and not self._core.in_flight:
             raise errors.InterfaceError("listen() inside of a transaction that was begun by hand: end it first")
 
+    # -- after an exception of a signal handler, see Blocks.mend()
+
+    def mend(self, watched: set[core.Operation[Any]]) -> None:
+        """Watch what was started and is not in `watched` yet."""
+        self._busy = False
+        for channel in self._channels.values():
+            for operation, _ in channel.flight:
+                if operation not in watched:
+                    watched.add(operation)
+                    self._engine.watch(operation, partial(self._answered, channel, operation))
+            if channel.turn is not None and not self._blocks.in_line(channel.turn):
+                channel.turn = None
+
+    def resume(self) -> None:
+        """Tell whom nobody has told, and the server what nobody listens to."""
+        for channel in tuple(self._channels.values()):
+            if not channel.flight and channel.boxes and not channel.listening:
+                error = errors.InterfaceError("interrupted while it was started")
+                for box in channel.boxes:
+                    self._entered(box, error)
+            elif not channel.flight:
+                self._listened(channel)
+            self._steer(channel)
+
     # -- notifications
 
     @property
@@ -276,8 +300,10 @@ class Listening:
         entry.wake()
 
     def _send(self, channel: _Channel, listen: bool) -> None:
-        operation = self._core.start_command(f"{'LISTEN' if listen else 'UNLISTEN'} {quoted(channel.name)}")
-        channel.flight.append((operation, listen))
+        command = f"{'LISTEN' if listen else 'UNLISTEN'} {quoted(channel.name)}"
+        # started and known of at once, whatever a signal does
+        channel.flight.extend(zip(map(self._core.start_command, (command,)), (listen,), strict=True))
+        operation = channel.flight[-1][0]
         self._engine.watch(operation, partial(self._answered, channel, operation))
 
     def _answered(self, channel: _Channel, operation: core.Operation[str]) -> None:
@@ -285,23 +311,26 @@ class Listening:
         sent = next((each for each in channel.flight if each[0] is operation), None)
         if sent is None:
             return  # taken back
-        channel.flight.remove(sent)
         listen, failure = sent[1], None
         try:
             operation.result()
             channel.listening = listen
         except errors.Error as error:
             failure = error.with_traceback(None)
+        channel.flight.remove(sent)
         if listen and failure is not None and not channel.flight:
             for box in channel.boxes:
                 self._entered(box, failure)
         elif channel.listening and not channel.flight:
-            for box in channel.boxes:
-                box.unanswered.discard(channel.name)
-                if not box.unanswered:
-                    self._entered(box)
+            self._listened(channel)
         if failure is None or not channel.listening:  # else it is tried again when it is heard of
             self._steer(channel)
+
+    def _listened(self, channel: _Channel) -> None:
+        for box in channel.boxes:
+            box.unanswered.discard(channel.name)
+            if not box.unanswered:
+                self._entered(box)
 
     def _steer(self, channel: _Channel) -> None:
         """Nobody listens to it any more: so shall the server."""

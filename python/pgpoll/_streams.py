@@ -117,8 +117,9 @@ class Rows(Generic[R]):
         """The first step, up to when the columns are known."""
         if self._open:
             return
-        self._enter()
+        self._check_step()
         try:
+            self._stepping = True
             source = yield from self._begun()
             while not source.opened():
                 yield from source.wait()
@@ -132,8 +133,9 @@ class Rows(Generic[R]):
         """The next rows, waited for; [] at the end."""
         if self._ended:
             return []
-        self._enter()
+        self._check_step()
         try:
+            self._stepping = True
             source = self._source
             if source is None:
                 source = yield from self._begun()
@@ -150,12 +152,11 @@ class Rows(Generic[R]):
         finally:
             self._stepping = False
 
-    def _enter(self) -> None:
+    def _check_step(self) -> None:
         if self._stepping:
             raise errors.InterfaceError("the stream is in use: somebody waits for its next row already")
         if self._ended:
             raise errors.InterfaceError("the stream has ended: make a new one")
-        self._stepping = True
 
     def _begun(self) -> Flow[Source]:
         prefetch: Any = self._prefetch
@@ -184,9 +185,14 @@ class Rows(Generic[R]):
     def _end(self) -> None:
         self._ended = True
         if self._open:
-            self._open = False
             assert self._source is not None
             self._source.close()
+            self._open = False  # not before: a signal handler may raise in between
+
+    def _torn(self, error: BaseException) -> None:
+        """Entering or leaving it has failed."""
+        if not isinstance(error, errors.Error):
+            self._end()
 
     def _shut(self) -> None:
         """By its owner: what was not given never is."""

@@ -56,17 +56,13 @@ class Driver:
     def __init__(self, options: conninfo.Options, observers: Observers) -> None:
         self.core = core.Connection(options, pipeline=True, max_queued=options.max_queued or 0)
         self.blocks = Blocks(self.core, self, options.max_queued)
-        self.mutex = threading.RLock()
-        self._owned: Callable[[], bool] = self.mutex._is_owned  # type: ignore[attr-defined] # as Condition does
-        self._changed = threading.Condition(self.mutex)
-        self._held = _Held(self, None, None)
+        self.mutex = core._Mutex()
         self._watched: list[tuple[core.Operation[Any], Callable[[], None]]] = []
         self._cancel: tuple[core.Cancel, float] | None = None  # under way, and when its time is up
         self._abandoned = 0, 0.0  # the number of what runs and nobody awaits, and since when that is known
         self._stray = 0.0  # until when a CancelRequest may still strike; 0: none may
         self._driving = False
         self._apart: deque[Callable[[], object]] = deque()  # what is to be done, whoever has the mutex
-        self._in_line = 0  # threads that wait without the mutex
         self._close: core.Operation[Any] | None = None
         self._pid = os.getpid()
         self._observed = observers.on_request is not None
@@ -91,14 +87,22 @@ class Driver:
     def execute(self, sql: str | core.PreparedStatement, args: tuple[Any, ...], want: core.Want[T]) -> T:
         """As `request`, of an execute without a timeout: nothing to wait for but the server, as a rule."""
         with self.mutex:
-            if not (self.blocks.stack or self._watched or self._cancel or self._stray or self._driving or self._apart):
+            if not (
+                self.mutex.disturbed
+                or self.blocks.stack
+                or self._watched
+                or self._cancel
+                or self._stray
+                or self._driving
+                or self._apart
+            ):
                 operation = None
                 news = False  # some are told already, and others may have been taken with them
                 try:
                     operation = self.core.start_execute(sql, args, want)
                     self._driving = True
-                    while not self.core.wait(operation, SHORT_SECONDS if self._in_line else SLICE_SECONDS):
-                        self._give_way()
+                    while not self.core.wait(operation, SHORT_SECONDS if self.mutex.waiting else SLICE_SECONDS):
+                        self._give_way(operation)
                         if self.core._news:
                             news = True
                             self._driving = False
@@ -115,7 +119,8 @@ class Driver:
                     self._driving = False
                     if operation is not None and not operation.done():
                         self._interrupt(operation)
-                    self._settle()
+                    self._recover()
+                    self.mutex.mended = True
                     raise
         return self.request(lambda: self.core.start_execute(sql, args, want), None, None, sql, opens=True)
 
@@ -133,7 +138,8 @@ class Driver:
         `opens`: BEGIN may ride with it.
         """
         deadline = None if timeout is None else monotonic() + allowed(timeout)
-        with self._held if deadline is None else _Held(self, deadline, timeout):
+
+        def answered() -> T:
             operation = None
             try:
                 self._catch_up(deadline, timeout)
@@ -149,23 +155,28 @@ class Driver:
                 if operation is not None and not operation.done():
                     self._interrupt(operation)
                 raise
-            finally:
-                self._settle()
+            self._settle()
             self._tell_all()
             return operation.result()
 
+        return self._held(answered, deadline, timeout)
+
     def enter(self, control: Control) -> None:
         """Enter a block that its first request begins, when it is its turn."""
-        with self._held:
+
+        def entering() -> None:
             self._catch_up(None, None)
             self.blocks.enter(control, lazy=True)
             if not control.decided:
                 self.run(entered(self.blocks, control))
 
+        self._held(entering)
+
     def run(self, flow: Flow[T], timeout: float | None = None) -> T:
         """Run a flow to its end, in at most so many seconds; None has no limit."""
         deadline = None if timeout is None else monotonic() + allowed(timeout)
-        with self._held if deadline is None else _Held(self, deadline, timeout):
+
+        def running() -> T:
             try:
                 self._catch_up(deadline, timeout)
                 step = next(flow)
@@ -173,18 +184,73 @@ class Driver:
                     try:
                         answer = self._step(step, deadline, timeout)
                     except BaseException as error:  # noqa: BLE001 - the flow's to judge
+                        if isinstance(step, (Turn, News, Sent)) and not isinstance(error, errors.Error):
+                            self._mend(step if isinstance(step, Turn) else step.operation)
                         step = flow.throw(error)
                     else:
                         step = flow.send(answer)
             except StopIteration as stop:
+                self._settle()
                 result: T = stop.value
                 return result
             except BaseException:
-                self._settle()  # what the flow has let go of
-                self._end_abandoned()
+                flow.close()  # it may have been left at a yield
                 raise
-            finally:
-                self._settle()
+
+        return self._held(running, deadline, timeout)
+
+    def _held(self, body: Callable[[], T], deadline: float | None = None, timeout: float | None = None) -> T:
+        """What `body` gives, with the mutex, which is to be had by the deadline.
+
+        A signal handler can't use what its thread is driving. What is left where it raises anywhere is seen to.
+        """
+        try:
+            with self.mutex.held(None if deadline is None else deadline - monotonic()) as held:
+                if not held:
+                    raise _timed_out(timeout)
+                if self.mutex.depth > 1:
+                    if self._driving:
+                        raise errors.InterfaceError("the connection is used within a request of the same thread")
+                    return body()
+                if self.mutex.disturbed:
+                    self._recover()
+                try:
+                    return body()
+                except BaseException:
+                    self._recover()
+                    self.mutex.mended = True
+                    raise
+        finally:
+            if self._apart:
+                self._see_apart()
+
+    def _recover(self) -> None:
+        """Whoever had the mutex was torn from what it did, may be by a signal handler that raises.
+
+        All that is in flight and that nobody waits for is abandoned: what had just been started has not left. Once
+        this is through the blocks are right again; else whoever has the mutex next begins anew.
+        """
+        self._driving = False
+        self._mend()
+        self._settle()
+        if not self.core.closed:
+            self._end_abandoned()
+        self.mutex.disturbed = False
+
+    def _mend(self, mine: object = None) -> None:
+        """Make the blocks right, and abandon what nobody wants; `mine` is what this thread still waits for."""
+        watched = {each for each, _ in self._watched}
+        awaited = {mine, *self.mutex.awaited}
+        awaited.update([each.operation for each in awaited if isinstance(each, Turn)])
+        self.blocks.mend(watched, awaited)
+        self._watched[:] = [each for each in self._watched if each[0] in watched]
+        self.listening.mend(watched)
+        wanted = watched | awaited | self.blocks.operations
+        for operation in self.core._unfinished():
+            if operation not in wanted:
+                operation.abandon()
+        self.blocks.resume()
+        self.listening.resume()
 
     def turn(self, start: Callable[[], core.Operation[Any]], via: Block | None, *, opens: bool = False) -> Turn:
         """A request's place in the line, as the current thread's."""
@@ -197,8 +263,7 @@ class Driver:
 
     def call(self, function: Callable[[], T]) -> T:
         """What `function` gives, which uses the connection and neither drives nor waits."""
-        with self._held:
-            return function()
+        return self._held(function)
 
     def control(self, block: Block, via: Block | None, *, commit: bool = False, prepare: str = "") -> Control:
         """A block's start or end, as the current thread's."""
@@ -248,20 +313,35 @@ class Driver:
 
     def _see_apart(self) -> None:
         """Whoever has the mutex sees to it in the end: this thread, too, which may be anywhere within (a finalizer)."""
-        while self._apart and self.ours and not self._owned() and self.mutex.acquire(blocking=False):
-            try:
+        while self._apart and self.ours and not self.mutex.owned():
+            with self.mutex.held(0.0) as held:
+                if not held:
+                    return
+                if self.mutex.disturbed:
+                    self._recover()
                 self._settle()
                 self._end_abandoned(0.0)
-            finally:
-                self.mutex.release()
 
     def nudge(self, call: Callable[[], T]) -> T:
         """`call()`, and what it has written leaves at once: the server goes on while its caller does."""
-        with self._held:
+
+        def nudging() -> T:
             result = call()
             if not self.core.closed:
                 self.core.flush()
             return result
+
+        return self._held(nudging)
+
+    def look(self) -> None:
+        """Send and receive what can be without waiting."""
+        if not self.core.closed:
+            self._driving = True
+            try:
+                self.core.poll()
+            finally:
+                self._driving = False
+        self._settle()
 
     def _wait_for_turn(
         self,
@@ -270,7 +350,7 @@ class Driver:
         timeout: float | None,
         sql: str | core.PreparedStatement,
     ) -> core.Operation[Any]:
-        turn.wake = self._wake
+        turn.wake = self.mutex.notify_all
         self.blocks.line_up(turn)
         observed = InLine(self.core, turn, sql) if self._observed else None
         try:
@@ -290,7 +370,7 @@ class Driver:
     def _step(self, step: Step, deadline: float | None, timeout: float | None) -> Any:
         """What a flow waits for."""
         if isinstance(step, Turn):
-            step.wake = self._wake
+            step.wake = self.mutex.notify_all
             while not step.decided:
                 self._wait(step, step.operation, deadline, timeout)
             if step.error is not None:
@@ -304,34 +384,34 @@ class Driver:
             return None
         if isinstance(step, Sent):
             _left(deadline, timeout)
-            if not step.operation.done() and not step.operation.stirred:
-                self._wait_in_core(step.operation, 0.0)
+            if not step.operation.done():
+                self.look()
             return None
         assert isinstance(step, (Item, Call))
-        self.mutex.release()  # a caller's code may take its time
-        try:
-            return step.function() if isinstance(step, Call) else next(step.source, END)
-        finally:
-            self.mutex.acquire()
+        channel = self.blocks.stack[-1].operation if self.blocks.stack else None
+        if isinstance(step, Call):  # a caller's code may take its time
+            return self.mutex.outside(channel, step.function)
+        return self.mutex.outside(channel, next, step.source, END)
 
     def _wait(
         self, turn: Turn, operation: core.Operation[Any] | None, deadline: float | None, timeout: float | None
     ) -> None:
         """One slice of waiting: for `operation`, else for what the blocks are about, else for another thread."""
         self._settle()
+        self._grant_wish()
         if turn.decided:
             return
         left = _left(deadline, timeout)
         if operation is None:
             operation = next((each for each, _ in self._watched), None)
         if operation is not None:
-            self._wait_in_core(operation, left)
+            self._wait_in_core(operation, left, turn)
             self._settle()
             return
         waited = monotonic() - turn.since
         if waited > PATIENCE_SECONDS and (complaint := self.blocks.complaint(waited)) is not None:
             _log.warning(complaint)
-        self._line_up(left)
+        self.mutex.wait(left, turn)
 
     def _drive(self, operation: core.Operation[Any], deadline: float | None, timeout: float | None) -> None:
         while not operation.done():
@@ -358,11 +438,13 @@ class Driver:
 
     def _listen_in(self) -> tuple[int, float]:
         """Receive what there is: what to watch the socket for, and when to look again at the latest."""
-        if not self.mutex.acquire(blocking=False):
-            return 0, ELSEWHERE_SECONDS
-        try:
-            if self._driving:
+        with self.mutex.held(0.0) as held:
+            if not held:
+                return 0, ELSEWHERE_SECONDS
+            if self.mutex.depth > 1 and self._driving:
                 raise errors.InterfaceError("the connection is used within a request of the same thread")
+            if self.mutex.depth == 1 and self.mutex.disturbed:
+                self._recover()
             flags = core.CLOSED if self.core.closed else self.core.poll()
             self._grant_wish()
             self._catch_up(None, None)
@@ -371,36 +453,22 @@ class Driver:
             return select.POLLIN | (select.POLLOUT if flags & core.WAIT_WRITE else 0), (
                 SLICE_SECONDS if self.core.in_flight else threading.TIMEOUT_MAX
             )
-        finally:
-            self.mutex.release()
 
-    def _wait_in_core(self, operation: core.Operation[Any], seconds: float) -> None:
+    def _wait_in_core(self, operation: core.Operation[Any], seconds: float, what: object = None) -> None:
+        """For `operation`, on account of `what`."""
         self._driving = True
         try:
-            if not self.core.wait(operation, min(seconds, SHORT_SECONDS) if self._in_line else seconds):
-                self._give_way()
+            if not self.core.wait(operation, min(seconds, SHORT_SECONDS) if self.mutex.waiting else seconds):
+                self._give_way(what or operation)
         finally:
             self._driving = False
 
-    def _give_way(self) -> None:
+    def _give_way(self, what: object) -> None:
         """Between two slices of driving: whoever else waits needs the mutex to see that its time is up."""
-        if self._in_line:
+        if self.mutex.waiting:
             self._driving = False
-            self._line_up(GIVEN_SECONDS)
+            self.mutex.wait(GIVEN_SECONDS, what)
             self._driving = True
-
-    def _wake(self) -> None:
-        """A turn is decided: whose it is looks, where that is not this thread."""
-        if self._in_line:
-            self._changed.notify_all()
-
-    def _line_up(self, seconds: float) -> None:
-        """Wait without the mutex for a change; who drives meanwhile does so in short slices."""
-        self._in_line += 1
-        try:
-            self._changed.wait(seconds)
-        finally:
-            self._in_line -= 1
 
     # -- what the blocks need
 
@@ -429,24 +497,25 @@ class Driver:
             self._hand_over(NOTICES_SECONDS)
         if self._apart:
             while self._apart:
-                self._apart.popleft()()
+                self._apart[0]()
+                self._apart.popleft()  # not before: a signal handler may raise in between
             if not self.core.closed:
                 self.core.flush()
+        closed = self.core.closed  # before what is done is told: else it may end in between, and some are not
         if (stack := self.blocks.stack) and stack[-1].channel:
             self.blocks.settle()
         if self._watched:
-            finished = [each for each in self._watched if each[0].done()]
-            if finished:
-                self._watched = [each for each in self._watched if not each[0].done()]
-                for _, done in finished:
-                    done()
-        if self.core.closed:
+            for each in [each for each in self._watched if each[0].done()]:
+                each[1]()
+                if each in self._watched:
+                    self._watched.remove(each)
+        if closed:
             self._drop_cancel()
             self.core.close_fd()
             self._watched.clear()
             self.blocks.lost()
             self.listening.lost()
-            self._changed.notify_all()
+            self.mutex.notify_all()
 
     def _tell_all(self) -> None:
         """Tell who observes all that there is, before a verb returns."""
@@ -469,11 +538,15 @@ class Driver:
             raise errors.InterfaceError("the connection is closed")
         if not self.core.in_flight or self._cancel is not None:
             return
-        request = self.core.start_cancel()
-        self._cancel = request, monotonic() + CANCEL_SECONDS
+        request = self._start_cancel()
         self._finish_cancel(CANCEL_SECONDS)
         if not request.delivered():
             raise errors.OperationalError("the CancelRequest could not be delivered")
+
+    def _start_cancel(self) -> core.Cancel:
+        expires = monotonic() + CANCEL_SECONDS
+        self._cancel = under_way = self.core.start_cancel(), expires  # one that is not stored ends at once
+        return under_way[0]
 
     def _interrupt(self, operation: core.Operation[Any]) -> None:
         """Who waited goes away: its answer is read by the next verb, and its query is cancelled at the server."""
@@ -484,15 +557,11 @@ class Driver:
     def _cancel_abandoned(self, seconds: float = INTERRUPT_SECONDS) -> None:
         self._abandoned = 0, 0.0
         try:
-            request = self.core.start_cancel()
+            request = self._start_cancel()
         except errors.InterfaceError as error:  # no key
             self.abort(f"a request could not be cancelled: {error}")
             return
-        self._cancel = request, monotonic() + CANCEL_SECONDS
-        try:
-            self._finish_cancel(seconds)
-        except KeyboardInterrupt:
-            return  # the second one: the first is raised, and the next verb goes on with this
+        self._finish_cancel(seconds)  # where a signal handler raises, the next verb goes on with this
         if request.done() and not request.delivered() and not self.core.closed:
             self.abort("a CancelRequest was refused")  # nobody knows when what runs will end
 
@@ -570,26 +639,28 @@ class Driver:
         """Serve what was accepted, then end the connection; whatever happens, within CLOSE_SECONDS."""
         deadline = monotonic() + CLOSE_SECONDS
         try:
-            with _Held(self, deadline, CLOSE_SECONDS):
-                if self.core.closed:
-                    self._settle()
-                    return
-                self._catch_up(deadline, CLOSE_SECONDS)
-                turn = Turn(self.core.start_close, via, threading.current_thread(), monotonic())
-                self.blocks.retire(turn)
-                last = Turn(self._start_close, None, None, monotonic())
-                last.wake = self._wake
-                self.blocks.close(last)
-                while not last.decided:
-                    self._wait(last, None, deadline, CLOSE_SECONDS)
-                if last.operation is not None:
-                    self._drive(last.operation, deadline, CLOSE_SECONDS)
-                self._settle()
+            self._held(partial(self._closed, via, deadline), deadline, CLOSE_SECONDS)
         except errors.QueryTimeout:
             self.terminate()
         except BaseException:
             self.terminate()
             raise
+
+    def _closed(self, via: Block | None, deadline: float) -> None:
+        if self.core.closed:
+            self._settle()
+            return
+        self._catch_up(deadline, CLOSE_SECONDS)
+        turn = Turn(self.core.start_close, via, threading.current_thread(), monotonic())
+        self.blocks.retire(turn)
+        last = Turn(self._start_close, None, None, monotonic())
+        last.wake = self.mutex.notify_all
+        self.blocks.close(last)
+        while not last.decided:
+            self._wait(last, None, deadline, CLOSE_SECONDS)
+        if last.operation is not None:
+            self._drive(last.operation, deadline, CLOSE_SECONDS)
+        self._settle()
 
     def _start_close(self) -> core.Operation[Any]:
         if self._close is None:
@@ -598,15 +669,17 @@ class Driver:
 
     def leave(self) -> None:
         """End the connection now, the running request at the server as well: the way out by an exception."""
-        if not self.core.closed and self.core.in_flight and self._cancel is None and self.ours:
-            with contextlib.suppress(errors.InterfaceError):  # no key: it ends when the server notices
-                request = self.core.start_cancel()
-                self.terminate()
-                self._cancel = request, monotonic() + CANCEL_SECONDS
-        if self._cancel is not None:
-            self._finish_cancel(INTERRUPT_SECONDS)
-            self._drop_cancel()
-        self.terminate()
+        try:
+            if not self.core.closed and self.core.in_flight and self._cancel is None and self.ours:
+                with contextlib.suppress(errors.InterfaceError):  # no key: it ends when the server notices
+                    request, expires = self.core.start_cancel(), monotonic() + CANCEL_SECONDS
+                    self.terminate()
+                    self._cancel = request, expires
+            if self._cancel is not None:
+                self._finish_cancel(INTERRUPT_SECONDS)
+                self._drop_cancel()
+        finally:
+            self.terminate()
 
     def terminate(self, why: str = "closed") -> None:
         """End the connection now, from any thread; in the child of a fork, only this process's part of it."""
@@ -614,38 +687,10 @@ class Driver:
             self.core.close_fd()
             return
         self.core.terminate(why)
-        if self.mutex.acquire(blocking=False):  # else whoever has it sees it, within a slice
-            try:
-                if not self._driving:
+        if not self.mutex.owned():  # by a signal handler, say, anywhere within a verb
+            with self.mutex.held(0.0) as held:
+                if held:  # else whoever has it sees it, within a slice
                     self._settle()
-            finally:
-                self.mutex.release()
-
-
-class _Held:
-    """The mutex, for the time of a verb, by its deadline. A signal handler can't use what its thread is driving."""
-
-    __slots__ = ("_deadline", "_driver", "_timeout")
-
-    def __init__(self, driver: Driver, deadline: float | None, timeout: float | None) -> None:
-        self._driver = driver
-        self._deadline = deadline
-        self._timeout = timeout
-
-    def __enter__(self) -> None:
-        driver = self._driver
-        if self._deadline is None:
-            driver.mutex.acquire()
-        elif not driver.mutex.acquire(timeout=max(0.0, self._deadline - monotonic())):
-            raise _timed_out(self._timeout)
-        if driver._driving:
-            driver.mutex.release()
-            raise errors.InterfaceError("the connection is used within a request of the same thread")
-
-    def __exit__(self, *_: object) -> None:
-        self._driver.mutex.release()
-        if self._driver._apart:
-            self._driver._see_apart()
 
 
 def resolved(options: conninfo.Options) -> conninfo.Options:

@@ -51,7 +51,7 @@ class Block:
 
     __slots__ = (
         *("begin", "begun", "channel", "error", "lazy", "operation", "options", "outcome", "owner", "savepoint"),
-        *("state", "stays", "warned", "where"),
+        *("state", "stays", "warned", "where", "within"),
     )
 
     def __init__(self, begin: str, where: str, channel: str = "") -> None:
@@ -69,6 +69,7 @@ class Block:
         self.savepoint = ""  # its name; empty for the outermost
         self.stays = False  # a channel: until it is released, also where its operation is done
         self.warned = False
+        self.within = False  # a channel: of one verb, and nobody's once that has returned
 
     @property
     def live(self) -> bool:
@@ -166,7 +167,6 @@ class Hold(Turn):
 class Control(Turn):
     """The start or the end of a block: decided when the server has answered. `tag` is the last command's then."""
 
-    operations: tuple[core.Operation[Any], ...] = ()
     spoiled = False  # a COMMIT was asked for, and the status forbade it
     tag = ""
 
@@ -185,6 +185,7 @@ class Control(Turn):
         self.block = block
         self.commit = commit
         self.prepare = prepare  # of a commit: the PREPARE TRANSACTION that is sent instead
+        self.operations: list[core.Operation[Any]] = []
 
     @property
     def sent(self) -> bool:

@@ -49,6 +49,9 @@ class Batch(_batches.Batch):
     then, as by any error: a `transaction()` around the batch keeps what came before. A block that is left by an
     exception, or cancelled, is broken: nothing of it lasts.
 
+    There is no progress callback: who adds the items knows how many there are. For many rows of one statement there is
+    `executemany`, which has one.
+
     The connection is the batch's meanwhile: its other requests raise InterfaceError, those of other tasks wait. COPY
     is refused, and what commits or begins a transaction by hand ends the promise of all or none.
     """

@@ -124,6 +124,7 @@ ResourceWarning.
 
 import types
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from contextvars import Context
 from typing import Any, Final, Generic, Literal, Protocol, Self, SupportsIndex, final, overload, type_check_only
 
@@ -382,6 +383,44 @@ class Cancel:
     def close_fd(self) -> None:
         """Close the socket, which is its end too. Unregister it first."""
 
+def _surely(method: _T, undo: Callable[[Any, BaseException], object], /) -> _T:
+    """A method that is undone, by undo(self, error), where it raises, also where that is at its first instruction. What
+    `undo` raises is dropped.
+    """
+
+@final
+class _Mutex:
+    """A reentrant lock for blocking callers. Whatever a signal handler raises, it is held, or it is not: what takes it,
+    gives it back or gives it up for a while is one call of C each, and no such exception comes in between.
+    """
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+    def held(self, seconds: float | None, /) -> AbstractContextManager[bool, None]:
+        """`with` it, where it can be had within so many seconds; None has no limit."""
+    def wait(self, seconds: float, what: object, /) -> None:
+        """Give it up, however often it was taken, until notify_all() or for so long. Whatever is raised, it is taken
+        again before; a signal does not end that.
+        """
+    def notify_all(self) -> None: ...
+    def outside(self, what: object, function: Callable[..., _T], /, *args: Any) -> _T:
+        """What `function` gives, called while nobody has it, or others."""
+    def owned(self) -> bool:
+        """Whether this thread has it."""
+    @property
+    def waiting(self) -> int:
+        """How many threads are within wait()."""
+    @property
+    def awaited(self) -> list[Any]:
+        """The `what` of all that are within wait() and outside()."""
+    @property
+    def depth(self) -> int:
+        """How often who has it has taken it."""
+    disturbed: bool
+    """Somebody has given it back by an exception; to be reset by who has seen to that."""
+    mended: bool
+    """Set by who has it, and will give it back by an exception whose traces are seen to."""
+
 @final
 class Waiter(Generic[_T_co]):
     """The await of one Operation, by one task; with what a task uses of asyncio.Future. Internal."""
@@ -530,6 +569,8 @@ class Connection(_Driver):
         Returns early where notices or notifications have come. An exception of a signal's handler is raised here; the
         operation goes on.
         """
+    def _unfinished(self) -> list[Operation]:
+        """Those in flight that were neither taken nor abandoned, but for rows of a portal that were asked for."""
     @property
     def notices_dropped(self) -> int:
         """How many notices there was no room for."""

@@ -8,8 +8,11 @@ thread's transaction. Inside of a transaction is the thread that entered it, and
 `cancel()` and `terminate()` never take the mutex: from another thread they end the wait of the verb that runs.
 
 While a verb waits the GIL is free, and Ctrl-C is prompt: the query is cancelled at the server (which may take 1 s; a
-second Ctrl-C skips it) and KeyboardInterrupt raised; the connection stays usable. Inside of a running event loop these
-verbs block it, as any blocking call does.
+second Ctrl-C skips it) and KeyboardInterrupt raised; the connection stays usable. That is so wherever it strikes, and
+whatever the handler of a signal raises: what a verb had begun is abandoned, and a transaction whose start or `with` it
+interrupts is rolled back. (In a `__del__` Python itself drops what is raised.) A handler may call `terminate()`.
+
+Inside of a running event loop these verbs block it, as any blocking call does.
 
 The verbs raise the same errors as those of the asyncio face; see `pgpoll.connection`.
 """
@@ -22,7 +25,7 @@ from functools import partial
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from pgpoll import _batches, _copying, _two_phase, conninfo, errors
+from pgpoll import _batches, _copying, _two_phase, conninfo, core, errors
 from pgpoll._blocking import Batch, BatchItem, Listener, Stream
 from pgpoll._copy_out import BlockingCopyOut
 from pgpoll._copy_out import BlockingCopyOut as CopyOut
@@ -40,7 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
-    from pgpoll import core
     from pgpoll._copying import Progress
     from pgpoll._observing import Notice, RequestRecord
 
@@ -94,9 +96,13 @@ class Verbs(Facts):
         flow = _batches.executemany(driver.blocks, hold, rows, self._core.flush, on_progress, asynchronous=False)
         return driver.run(flow, timeout)
 
-    def batch(self) -> Batch:
-        """See pgpoll.Connection.batch: `with conn.batch() as batch`."""
-        return Batch(self, caller())
+    def batch(self, *, timeout: float | None = None) -> Batch:
+        """See pgpoll.Connection.batch: `with conn.batch() as batch`.
+
+        `timeout` is in seconds, for entering the block, and again for its end: QueryTimeout then, and the items say
+        what is known of them.
+        """
+        return Batch(self, caller(), timeout)
 
     def prepare(self, sql: str, /, *, timeout: float | None = None) -> Statement:
         """See pgpoll.Connection.prepare."""
@@ -206,7 +212,11 @@ class Connection(Verbs):
         readonly: bool | None = None,
         deferrable: bool | None = None,
     ) -> T:
-        """`fn(tx, *args)` in a transaction, again where that helps. See pgpoll.Connection.run_transaction."""
+        """`fn(tx, *args)` in a transaction, again where that helps. See pgpoll.Connection.run_transaction.
+
+        There is no `timeout`: nothing can interrupt `fn`. Its requests take theirs, and PostgreSQL's
+        transaction_timeout ends a transaction that lasts too long.
+        """
         check_function(fn)
         attempts = Attempts(retries)
         self._driver.check_outside("run_transaction")
@@ -290,7 +300,12 @@ class Transaction(Verbs):
     def start(self, *, timeout: float | None = None) -> None:
         """BEGIN, or SAVEPOINT. See pgpoll.Transaction.start."""
         driver = self._driver
-        driver.run(start(driver.blocks, driver.control(self._block, self._parent._via)), timeout)
+        control = driver.control(self._block, self._parent._via)
+        try:
+            driver.run(start(driver.blocks, control), timeout)
+        except BaseException as error:
+            self._torn(error)
+            raise
 
     def commit(self, *, timeout: float | None = None) -> None:
         """COMMIT, or RELEASE. See pgpoll.Transaction.commit."""
@@ -305,20 +320,28 @@ class Transaction(Verbs):
         """ROLLBACK, of the savepoint where it is one. See pgpoll.Transaction.rollback."""
         self._driver.run(self._end(commit=False), timeout)
 
-    def __enter__(self) -> Transaction:
+    def _torn(self, error: BaseException) -> None:
+        if not isinstance(error, errors.Error):
+            self._driver.doom(self._block)
+            self._left = True
+
+    def _enter(self) -> Transaction:
         driver = self._driver
         driver.enter(driver.control(self._block, self._parent._via))
         return self
 
-    def __exit__(
+    def _exit(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._left = True
         driver, block = self._driver, self._block
         if error is None or isinstance(error, Exception):
             driver.run(leave(driver.blocks, block, error, self._end))
         else:
             driver.doom(block)  # Ctrl-C, or a generator closed, maybe by a finalizer
+        self._left = True
+
+    __enter__ = core._surely(_enter, _torn)
+    __exit__ = core._surely(_exit, _torn)
 
     def _end(self, commit: bool, prepare: str = "") -> Flow[None]:
         driver = self._driver

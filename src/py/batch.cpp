@@ -1,6 +1,8 @@
 // The methods of an Operation that start_batch() or start_executemany() gave.
 #include "py/batch.hpp"
 
+#include <ctime>
+
 #include "core/keyword.hpp"
 #include "py/codecs/codecs.hpp"
 #include "py/errors.hpp"
@@ -152,6 +154,15 @@ ref arguments_of(PyObject* row) {
   return {};
 }
 
+constexpr double slice_seconds = 0.05;
+
+// Seconds, to a few milliseconds: it is asked for each row.
+double now() {
+  timespec time{};
+  clock_gettime(CLOCK_MONOTONIC_COARSE, &time);
+  return static_cast<double>(time.tv_sec) + static_cast<double>(time.tv_nsec) * 1e-9;
+}
+
 // Bind and Execute of one run after another, while there is room.
 class row_encoder {
  public:
@@ -177,7 +188,8 @@ class row_encoder {
     const auto most = core::largest_run(session().max_pipeline());
     bool opens = session().opens_items(*self_->op);
     std::size_t count = 0;
-    for (; count < most && messages_.size() < fed_bytes; ++count, opens = false) {
+    const double until = now() + slice_seconds;  // rows may be slow to come: what there is leaves, and is answered
+    for (; count < most && messages_.size() < fed_bytes && (count == 0 || now() < until); ++count, opens = false) {
       auto row = self_->batch->first ? std::move(self_->batch->first) : next();
       if (exhausted_) break;
       if (!row) return false;

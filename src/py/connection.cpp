@@ -259,6 +259,10 @@ void dealloc(PyObject* object) {
   Py_DECREF(type);
 }
 
+PyObject* unfinished(PyObject* object, PyObject*) {
+  return unfinished_operations(driver_of(object));
+}
+
 PyMethodDef methods[] = {
     {"start_connect", start_connect_method, METH_NOARGS, "Connects, at the next poll() on; once."},
     {"start_execute", method(start_execute_method), METH_FASTCALL, "One statement with its arguments: a Result."},
@@ -287,6 +291,7 @@ PyMethodDef methods[] = {
     {"take_notices", method(take_notices), METH_FASTCALL, "The oldest notices not yet taken: dicts by field code."},
     {"keep_notifications", keep_notifications, METH_O, "Whether notifications are kept until they are taken."},
     {"take_notifications", method(take_notifications), METH_FASTCALL, "The oldest not yet taken."},
+    {"_unfinished", unfinished, METH_NOARGS, "The Operations in flight that somebody should want."},
     {"wait", method(wait), METH_FASTCALL, "wait(operation, seconds): polls until it is done; False when time is up."},
     {nullptr, nullptr, 0, nullptr}};
 

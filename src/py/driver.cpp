@@ -433,6 +433,16 @@ ref next_stirred(driver_object* driver) {
   return ref::borrow(Py_None);
 }
 
+PyObject* unfinished_operations(driver_object* driver) {
+  auto list = ref::steal(PyList_New(0));
+  for (auto* each = driver->operations; list && each != nullptr; each = each->next) {
+    if (!each->kept || each->op->done()) continue;
+    if (each->op->kind == core::operation::kind::fetch && each->op->written) continue;
+    if (PyList_Append(list.get(), as_object(each)) < 0) return nullptr;
+  }
+  return list.release();
+}
+
 int traverse_driver(driver_object* driver, visitproc visit, void* arg) {
   for (auto* each = driver->operations; each != nullptr; each = each->next)
     if (each->kept) Py_VISIT(as_object(each));

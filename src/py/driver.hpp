@@ -93,6 +93,10 @@ ref next_completed(driver_object* driver);
 // The next channel that has stirred; None where there is none.
 ref next_stirred(driver_object* driver);
 
+// Those that are in flight and that the driver keeps, newest first; not a portal's rows that were asked for: what was
+// written of those runs to its end whoever wants it.
+PyObject* unfinished_operations(driver_object* driver);
+
 // What the Python types share.
 int traverse_driver(driver_object* driver, visitproc visit, void* arg);
 void release_operations(driver_object* driver);  // lets go of all its Operations

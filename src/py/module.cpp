@@ -4,6 +4,7 @@
 #include "py/codecs/codecs.hpp"
 #include "py/connection.hpp"
 #include "py/copying.hpp"
+#include "py/mutex.hpp"
 #include "py/operation.hpp"
 #include "py/session_object.hpp"
 #include "py/trace.hpp"
@@ -12,7 +13,9 @@ namespace {
 
 using namespace pgpoll;
 
-PyMethodDef functions[] = {{"_trace", py::trace_of, METH_VARARGS, nullptr}, {nullptr, nullptr, 0, nullptr}};
+PyMethodDef functions[] = {{"_trace", py::trace_of, METH_VARARGS, nullptr},
+                           {"_surely", py::surely, METH_VARARGS, "A method that is undone where it raises."},
+                           {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT,
                           "pgpoll.core",
@@ -62,7 +65,7 @@ PyMODINIT_FUNC PyInit_core() {
       py::register_operation(module.get()) < 0 || py::register_record_encoder(module.get()) < 0 ||
       py::register_record_decoder(module.get()) < 0 || py::register_prepared(module.get()) < 0 ||
       py::register_waiter(module.get()) < 0 || py::register_connection(module.get()) < 0 ||
-      py::register_cancel(module.get()) < 0 || py::register_session(module.get()) < 0)
+      py::register_cancel(module.get()) < 0 || py::register_mutex(module.get()) < 0 || py::register_surely() < 0 || py::register_session(module.get()) < 0)
     return nullptr;
   return module.release();
 }

@@ -23,7 +23,7 @@ import pytest
 
 import pgpoll
 from interrupting import Interrupt, Interrupter
-from pgpoll import sync
+from pgpoll import _threads, sync
 
 STRIDE = int(os.environ.get("PGPOLL_INTERRUPTS", "11"))
 
@@ -344,6 +344,44 @@ def test_a_wish_is_granted_while_somebody_waits(conn: sync.Connection, admin: sy
         raise ZeroDivisionError
     stranger.join(5)
     assert not stranger.is_alive()
+
+
+@pytest.fixture
+def left_under_way(conn: sync.Connection) -> Callable[[], object]:
+    """Abandons a COPY at the server, as a second Ctrl-C leaves it: its CancelRequest is begun, and no more."""
+
+    def leave() -> None:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(conn._driver, "_finish_cancel", lambda _: None)
+            records.close()
+        assert conn._driver._cancel is not None
+
+    records = conn.copy_out_records("select generate_series(1, 1000000)")
+    next(records)
+    return leave
+
+
+def test_a_cancel_that_was_left_under_way_is_gone_on_with_by_who_waits(
+    conn: sync.Connection, left_under_way: Callable[[], object]
+) -> None:
+    answers: list[int] = []
+    stranger = threading.Thread(target=lambda: answers.append(conn.fetchval("select 7")))
+    stranger.start()
+    while not conn._driver.blocks.waiting:
+        time.sleep(0.001)
+    left_under_way()
+    stranger.join(5)
+    assert answers == [7]
+
+
+def test_a_cancel_that_was_left_under_way_for_long(
+    conn: sync.Connection, left_under_way: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its two seconds are of who looks at it."""
+    monkeypatch.setattr(_threads, "CANCEL_SECONDS", 0.5)
+    left_under_way()
+    time.sleep(0.6)
+    assert conn.fetchval("select 7") == 7
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.__name__)

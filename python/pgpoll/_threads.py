@@ -566,9 +566,14 @@ class Driver:
             self.abort("a CancelRequest was refused")  # nobody knows when what runs will end
 
     def _grant_wish(self) -> None:
-        """Another CancelRequest where an abandoned request has run on for a while: one may have come too early."""
-        head = self.core.abandoned_head
-        if head == 0 or self._cancel is not None:
+        """Go on with a CancelRequest that was left under way: nothing else is sent before its end.
+
+        Another one where an abandoned request has run on for a while: the first may have come too early.
+        """
+        if self._cancel is not None:
+            self._finish_cancel(0.0)
+            return
+        if (head := self.core.abandoned_head) == 0:
             return
         number, since = self._abandoned
         if number != head:
@@ -612,6 +617,7 @@ class Driver:
     def _catch_up(self, deadline: float | None, timeout: float | None) -> None:
         """What an interrupted verb has left to do."""
         if self._cancel is not None:
+            self._cancel = self._cancel[0], monotonic() + CANCEL_SECONDS  # nobody has looked at it meanwhile
             self._finish_cancel(_left(deadline, timeout, CANCEL_SECONDS))
         if self._stray and self._stray < monotonic():
             self._stray = 0.0

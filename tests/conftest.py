@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -17,6 +18,8 @@ sys.path.insert(0, os.path.dirname(__file__))
 import sanity as _sanity
 import server as _server
 from pgpoll import conninfo
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and so would its tests
 
 if pipeline := os.environ.get("PGPOLL_MAX_PIPELINE"):  # the whole suite as with a pooler that can't pipeline
     conninfo.MAX_PIPELINE = int(pipeline)

@@ -617,7 +617,8 @@ class Driver:
     def _catch_up(self, deadline: float | None, timeout: float | None) -> None:
         """What an interrupted verb has left to do."""
         if self._cancel is not None:
-            self._cancel = self._cancel[0], monotonic() + CANCEL_SECONDS  # nobody has looked at it meanwhile
+            if self._cancel[1] < monotonic():  # nobody has looked at it meanwhile
+                self._cancel = self._cancel[0], monotonic() + CANCEL_SECONDS
             self._finish_cancel(_left(deadline, timeout, CANCEL_SECONDS))
         if self._stray and self._stray < monotonic():
             self._stray = 0.0

@@ -89,10 +89,11 @@ async def test_f69_a_scope_that_was_cancelled_before(assert_sane: Sanity) -> Non
 
 
 async def test_f69_connecting_in_a_scope(assert_sane: Sanity) -> None:
+    """A CancelRequest may reach a backend before the query does, and nobody is left to send another: so it is short."""
     for seconds in (0, 0.0005, 0.002, 0.005, 0.01):
         with anyio.move_on_after(seconds):
             async with pgpoll.connect(**assert_sane.parameters(None, {})) as conn:
-                await conn.execute(LONG)
+                await conn.execute("select pg_sleep(1)")
 
 
 async def test_f69_a_commit_in_a_cancelled_scope(assert_sane: Sanity) -> None:

@@ -65,7 +65,8 @@ PyMODINIT_FUNC PyInit_core() {
       py::register_operation(module.get()) < 0 || py::register_record_encoder(module.get()) < 0 ||
       py::register_record_decoder(module.get()) < 0 || py::register_prepared(module.get()) < 0 ||
       py::register_waiter(module.get()) < 0 || py::register_connection(module.get()) < 0 ||
-      py::register_cancel(module.get()) < 0 || py::register_mutex(module.get()) < 0 || py::register_surely() < 0 || py::register_session(module.get()) < 0)
+      py::register_cancel(module.get()) < 0 || py::register_mutex(module.get()) < 0 || py::register_surely() < 0 ||
+      py::register_session(module.get()) < 0)
     return nullptr;
   return module.release();
 }

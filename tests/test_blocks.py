@@ -67,6 +67,9 @@ class Desk:
     def in_flight(self) -> int:
         return len(self.sent)
 
+    def _unfinished(self) -> list[Operation]:
+        return list(self.sent)
+
     def start_command(self, sql: str) -> Operation:
         if self.closed:
             raise errors.InterfaceError("the connection is closed")
@@ -303,6 +306,25 @@ def test_who_went_away_and_could_not_say_so_yet_is_not_started(desk: Desk) -> No
     assert block.control.block.state is State.ENDED
     assert desk.blocks.oldest is None
     assert desk.queued == ["stayed", "last"]
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_block_that_was_given_up_and_no_further(desk: Desk, answered: bool) -> None:
+    """A signal handler has raised as it had lost its owner, and was not marked yet."""
+    block = desk.start(ALICE).control.block
+    desk.write()
+    block.owner = None
+    watched: Any = set(desk.sent)
+    if answered:
+        desk.answer()
+    desk.blocks.mend(watched, set())
+    desk.blocks.resume()
+    if not answered:
+        assert block.state is State.DOOMED
+        desk.answer(1)
+    assert desk.queued == ["ROLLBACK"]
+    desk.answer()
+    assert not desk.blocks.stack
 
 
 def test_a_strangers_block_stops_the_run_and_owns(desk: Desk) -> None:

@@ -397,6 +397,8 @@ class Blocks:
                 block.state, block.owner = DOOMED, None
             elif block.channel and block.within and block.operation not in awaited:
                 self.release(block)
+            elif not block.channel and block.owner is None and block.state in (LAZY, STARTING, OPEN, FAILED):
+                block.state = DOOMED  # given up, and no further
         for turn in tuple(self._line):
             if turn.who is not None and turn not in awaited:
                 self.give_up(turn)

@@ -284,7 +284,7 @@ def test_struck_twice(dsn: str, admin: sync.Connection, strikes: list[int]) -> N
     case, chance = Case(dsn, admin), random.Random(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # where leaving a `with` was interrupted twice
-        for _ in range(3000 // STRIDE):
+        for _ in range(1100 // STRIDE):
             faulthandler.dump_traceback_later(30, exit=True)
             verb = chance.choice(VERBS)
             after, gap = chance.uniform(1e-5, 1e-3), chance.uniform(1e-5, 2e-4)

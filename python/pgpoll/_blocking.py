@@ -10,6 +10,7 @@ from pgpoll import _batches, errors
 from pgpoll._flows import seconds, started
 from pgpoll._listening import LEFT, NEW, Listens, Notification
 from pgpoll._streams import R, Rows
+from pgpoll._turns import ENDED
 from pgpoll.core import RESULT, ROW, ROWS, VALUE, _surely
 
 if TYPE_CHECKING:
@@ -169,8 +170,9 @@ class Batch(_batches.Batch):
     __exit__ = _surely(_exit, _torn)
 
     def __del__(self) -> None:
-        if getattr(self, "_state", None) is _batches.OPEN and self._hold is not None:
-            self._driver.doom(self._hold.block)
+        hold = getattr(self, "_hold", None)  # unset where __init__ failed
+        if hold is not None and hold.block.state is not ENDED:  # whatever it was told: a signal handler may have raised
+            self._driver.doom(hold.block)
 
 
 class Listener(Listens):

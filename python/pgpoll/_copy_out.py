@@ -13,7 +13,7 @@ from pgpoll import core, errors
 from pgpoll._copy_sources import Target
 from pgpoll._copying import quoted
 from pgpoll._flows import Flow, News, answered, check_callback, started
-from pgpoll._turns import caller
+from pgpoll._turns import ENDED, caller
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -136,8 +136,9 @@ class Copying(Generic[T]):
         self._ready = iter(())
 
     def __del__(self) -> None:
-        if not getattr(self, "_over", True) and self._block is not None:
-            self._driver.doom(self._block)
+        block = getattr(self, "_block", None)  # unset where __init__ failed
+        if block is not None and block.state is not ENDED:  # whatever it came to: a signal handler may have raised
+            self._driver.doom(block)
 
 
 class CopyOut(Copying[T]):

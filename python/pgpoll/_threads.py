@@ -303,8 +303,9 @@ class Driver:
 
     def dismiss(self, box: Mailbox) -> None:
         """Let go of a listener, from wherever; UNLISTEN leaves now, or within the next verb."""
+        self._apart.append(partial(self.listening.leave, box))  # first: a signal handler may raise in between
         box.end(LEFT)
-        self.apart(partial(self.listening.leave, box))
+        self._see_apart()
 
     def apart(self, call: Callable[[], object]) -> None:
         """`call()` when nobody has the mutex, from wherever; what it has written, or abandoned, is seen to now."""

@@ -51,7 +51,7 @@ class Block:
 
     __slots__ = (
         *("begin", "begun", "channel", "error", "lazy", "operation", "options", "outcome", "owner", "savepoint"),
-        *("state", "stays", "warned", "where", "within"),
+        *("state", "stays", "told", "warned", "where", "within"),
     )
 
     def __init__(self, begin: str, where: str, channel: str = "") -> None:
@@ -63,7 +63,8 @@ class Block:
         self.state = NEW
         self.lazy = False  # its first request begins it
         self.begun = False  # its BEGIN or SAVEPOINT was sent and has not failed: there may be something to roll back
-        self.error: BaseException | None = None  # what BEGIN or SAVEPOINT came to, where it failed
+        self.error: errors.Error | None = None  # what BEGIN or SAVEPOINT came to, where it failed
+        self.told = False  # that error, to whoever it was sent for
         self.outcome = ""  # how it ended, for messages
         self.owner: object | None = None  # the task or thread that entered it
         self.savepoint = ""  # its name; empty for the outermost
@@ -95,8 +96,11 @@ class Block:
         if self in (chain := carried()):
             _carried.set(tuple([block for block in chain if block is not self and block.state is not ENDED]))
 
-    def refusal(self) -> errors.InterfaceError:
+    def refusal(self) -> errors.Error:
         """What a request through this block's handle gets where it can never go."""
+        if self.state is FAILED and self.error is not None and not self.told:
+            self.told = True
+            return self.error
         outcome = f": {self.outcome}" if self.outcome else ""
         if self.channel == "stream":
             return errors.InterfaceError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -35,6 +36,11 @@ class Lasting:
             self.insert_many,
             self.listen,
         ]
+
+    def record_size(self) -> int:
+        """Bytes of memory that what was written is kept in: more in every second."""
+        each = next(iter(self.written.items()), None)
+        return sys.getsizeof(self.written) + (len(self.written) * sum(map(sys.getsizeof, each)) if each else 0)
 
     async def begin(self) -> None:
         async with pgpoll.connect(self.sane.dsn) as conn:

@@ -31,10 +31,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import _forks, conninfo, core, errors
 from pgpoll._blocks import Blocks
+from pgpoll._cancelling import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS
 from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Sent, Step, allowed, resolve
 from pgpoll._listening import Listening, Mailbox
 from pgpoll._observing import SLICE_SECONDS, InLine, Notices, Observers, RequestRecord
-from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS, CancelRequest, Registration
+from pgpoll._sockets import CancelRequest, Registration
 from pgpoll._turns import Block, Control, Hold, Turn, carried
 
 if TYPE_CHECKING:

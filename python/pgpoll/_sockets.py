@@ -10,15 +10,13 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Self
 
 from pgpoll import core
+from pgpoll._cancelling import CANCEL_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pgpoll._loop import Driver, Future, Loop
 
-CANCEL_SECONDS = 2.0  # for the CancelRequest's socket
-GRACE_SECONDS = 1.0  # for an abandoned request that others wait behind
-STRAY_SECONDS = 5.0  # how long after its socket's end a CancelRequest may still strike, by way of a pooler
 _LONGEST_SECONDS = 1_000_000.0  # that select.poll takes
 _EMPTY = Context()
 

@@ -26,9 +26,6 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CancelRequest follows at once, and has 0.3 s."""
     monkeypatch.setattr("pgpoll._cancelling.GRACE_SECONDS", 0.05)
     monkeypatch.setattr("pgpoll._cancelling.CANCEL_SECONDS", 0.3)
-    for module in ("_loop", "_sockets"):
-        monkeypatch.setattr(f"pgpoll.{module}.CANCEL_SECONDS", 0.3)
-    monkeypatch.setattr("pgpoll._loop.GRACE_SECONDS", 0.05)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -72,10 +69,10 @@ def test_f67_everyone_is_told_why_blocking(assert_sane_sync: SyncSanity) -> None
 
 def hanging(conn: pgpoll.Connection) -> core.Cancel:
     """The CancelRequest on its way."""
-    request = conn._driver._cancel
+    request = conn._driver.cancelling.under_way
     assert request is not None
-    assert request._cancel.fileno() >= 0
-    return request._cancel
+    assert request._request.fileno() >= 0
+    return request._request
 
 
 async def terminated(conn: pgpoll.Connection) -> None:

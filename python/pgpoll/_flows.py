@@ -54,6 +54,11 @@ def allowed(timeout: Any) -> float:
     raise error
 
 
+def timed_out(timeout: float | None, what: str = "the request") -> errors.QueryTimeout:
+    """What is raised once so many seconds are over."""
+    return errors.QueryTimeout(f"{what} took longer than {timeout:g} s")
+
+
 def check_callback(name: str, callback: Any) -> None:
     """InterfaceError where it can't be called."""
     if callback is not None and not callable(callback):

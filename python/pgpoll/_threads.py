@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pgpoll import _forks, core, errors
 from pgpoll._blocks import Blocks
 from pgpoll._cancelling import CANCEL_SECONDS, ThreadCancelling
-from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Sent, Step, allowed, entered, resolve
+from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Sent, Step, allowed, entered, resolve, timed_out
 from pgpoll._listening import LEFT, Listening, Mailbox
 from pgpoll._observing import SLICE_SECONDS as NOTICES_SECONDS
 from pgpoll._observing import InLine, Notices, Observers, RequestRecord
@@ -204,7 +204,7 @@ class Driver:
         try:
             with self.mutex.held(None if deadline is None else deadline - monotonic()) as held:
                 if not held:
-                    raise _timed_out(timeout)
+                    raise timed_out(timeout)
                 if self.mutex.depth > 1:
                     if self._driving:
                         raise errors.InterfaceError("the connection is used within a request of the same thread")
@@ -624,7 +624,7 @@ def _left(deadline: float | None, timeout: float | None, at_most: float = SLICE_
     if deadline is None:
         return at_most
     if (left := deadline - monotonic()) <= 0:
-        raise _timed_out(timeout)
+        raise timed_out(timeout)
     return min(left, at_most)
 
 
@@ -633,7 +633,3 @@ def _failed(callback: str, error: BaseException) -> None:
     if not isinstance(error, Exception):
         raise error
     _log.error("exception in %s of a pgpoll connection", callback, exc_info=error)
-
-
-def _timed_out(timeout: float | None) -> errors.QueryTimeout:
-    return errors.QueryTimeout(f"the request took longer than {timeout:g} s")

@@ -27,6 +27,7 @@ from pgpoll._blocks import Blocks
 from pgpoll._cancelling import CANCEL_SECONDS, ThreadCancelling
 from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Sent, Step, allowed, entered, resolve, timed_out
 from pgpoll._listening import LEFT, Listening, Mailbox
+from pgpoll._mending import mend, resume
 from pgpoll._observing import SLICE_SECONDS as NOTICES_SECONDS
 from pgpoll._observing import InLine, Notices, Observers, RequestRecord
 from pgpoll._sockets import Doorbell
@@ -239,14 +240,14 @@ class Driver:
         watched = {each for each, _ in self._watched}
         awaited = {mine, *self.mutex.awaited}
         awaited.update([each.operation for each in awaited if isinstance(each, Turn)])
-        self.blocks.mend(watched, awaited)
+        mend(self.blocks, watched, awaited)
         self._watched[:] = [each for each in self._watched if each[0] in watched]
         self.listening.mend(watched)
         wanted = watched | awaited | self.blocks.operations
         for operation in self.core._unfinished():
             if operation not in wanted:
                 operation.abandon()
-        self.blocks.resume()
+        resume(self.blocks)
         self.listening.resume()
 
     def turn(self, start: Callable[[], core.Operation[Any]], via: Block | None, *, opens: bool = False) -> Turn:

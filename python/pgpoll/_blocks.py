@@ -254,10 +254,8 @@ class Blocks:
             )
         top = self.stack[-1]
         if top is block:
-            if block.state is STARTING:
+            if block.state is STARTING or not self._commands.finish(control):
                 self._line[control] = None
-            else:
-                self._finish(control)
         elif top.channel and (top.owner is control.who or top in control.carried):
             self.release(top)  # left behind, not closed: it ends here
             self.leave(control)
@@ -362,13 +360,6 @@ class Blocks:
         else:
             self._commands.doom(block)
 
-    def _finish(self, control: Control) -> None:
-        if control.block.state is LAZY and control.prepare:  # it begins first
-            self._commands.open_alone()
-            self._line[control] = None
-        else:
-            self._commands.finish(control)
-
     def _advance(self, settled: Control | None = None) -> None:
         """Start everyone who may go now, in order; then wake them, and last those whose control was settled."""
         if not self._line and not self._advancing and not (self.stack and self.stack[-1].state is DOOMED):
@@ -444,8 +435,8 @@ class Blocks:
                 except BaseException:
                     turn.block.state = ENDED
                     raise
-            else:
-                self._finish(turn)
+            elif not self._commands.finish(turn):
+                self._line[turn] = None
         else:
             start = turn.start if turn.context is None else partial(turn.context.run, turn.start)
             opens = bool(self.stack) and self.stack[-1].state is LAZY

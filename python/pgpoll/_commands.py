@@ -103,16 +103,22 @@ class Commands:
         self._opening(lazy, operations, rides=False)
         self._engine.flush()
 
-    def finish(self, control: Control) -> None:
-        """End the innermost block as `control` says, or as the server's status leaves it no choice."""
+    def finish(self, control: Control) -> bool:
+        """End the innermost block as `control` says, or as the server's status leaves it no choice.
+
+        False where it has to begin first, which is asked for: it is to be finished then.
+        """
         block = control.block
+        if block.state is LAZY and control.prepare:
+            self.open_alone()
+            return False
         if control.commit and block.state is FAILED:
             control.commit, control.spoiled = False, True
         if not block.begun:
             control.decided = True
             self.end(block, COMMITTED if control.commit else ROLLED_BACK)
             self._advance(control)
-            return
+            return True
         status = self._core.transaction_status
         if status == "I" and not self._core.in_flight:
             self.end(block, "ended by hand inside of its block")
@@ -120,7 +126,7 @@ class Commands:
                 control.error = block.refusal()
             control.decided = True
             self._advance(control)
-            return
+            return True
         if control.commit and status == "E":
             control.commit, control.spoiled = False, True
         commands = (control.prepare,) if control.commit and control.prepare else _ending(block, commit=control.commit)
@@ -131,6 +137,7 @@ class Commands:
             block.state = before
             raise
         self._watch(control, control.operations)
+        return True
 
     def unsend(self, control: Control) -> None:
         """Nothing of this start or end was sent: nor will it be."""

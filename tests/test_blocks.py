@@ -1,4 +1,4 @@
-"""Who may use a connection (_blocks.py), against a fake core: no server, no loop, no thread.
+"""Who may use a connection (_blocks.py, _commands.py), against a fake core: no server, no loop, no thread.
 
 `Desk` plays the core, the server and the face: commands are answered in order, when a test says so.
 """
@@ -14,6 +14,7 @@ import pytest
 
 from pgpoll import _flows, errors
 from pgpoll._blocks import Blocks
+from pgpoll._mending import mend, resume
 from pgpoll._turns import Block, Control, State, Turn, begin_command, carried
 
 
@@ -317,8 +318,8 @@ def test_a_block_that_was_given_up_and_no_further(desk: Desk, answered: bool) ->
     watched: Any = set(desk.sent)
     if answered:
         desk.answer()
-    desk.blocks.mend(watched, set())
-    desk.blocks.resume()
+    mend(desk.blocks, watched, set())
+    resume(desk.blocks)
     if not answered:
         assert block.state is State.DOOMED
         desk.answer(1)

@@ -1,4 +1,4 @@
-"""Blocks that their first request begins (_blocks.py), against the fake core of test_blocks.py."""
+"""Blocks that their first request begins (_commands.py), against the fake core of test_blocks.py."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ async def test_f08_the_cancel_request_vanishes(
     cable: Cable, assert_sane: Sanity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has a deadline of its own; then the connection is ended. close() and terminate() have theirs."""
-    monkeypatch.setattr("pgpoll._sockets.CANCEL_SECONDS", 0.3)
+    monkeypatch.setattr("pgpoll._cancelling.CANCEL_SECONDS", 0.3)
     monkeypatch.setattr("pgpoll._loop.CLOSE_SECONDS", 0.3)
     with beyond(assert_sane, cable) as proxy:
         first = await assert_sane.connect(proxy, host=cable.address)

@@ -375,7 +375,7 @@ async def test_f67_the_cancel_requests_socket_fails(
     assert_sane: Sanity, monkeypatch: pytest.MonkeyPatch, how: Any
 ) -> None:
     """Bounded: the connection is ended, or (the request was taken, to all appearances) goes on at its query's end."""
-    monkeypatch.setattr("pgpoll._sockets.CANCEL_SECONDS", 0.3)
+    monkeypatch.setattr("pgpoll._cancelling.CANCEL_SECONDS", 0.3)
     proxy = assert_sane.through(Faults(cancels=how))
     conn = await assert_sane.connect(proxy)
     with assert_sane.raises(pgpoll.QueryTimeout):

@@ -24,10 +24,8 @@ NOT_ANSWERED = "a CancelRequest was not answered within 0.3 s"
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CancelRequest follows at once, and has 0.3 s."""
-    for face in ("_loop", "_threads"):
-        monkeypatch.setattr(f"pgpoll.{face}.GRACE_SECONDS", 0.05)
-        monkeypatch.setattr(f"pgpoll.{face}.CANCEL_SECONDS", 0.3)
-    monkeypatch.setattr("pgpoll._sockets.CANCEL_SECONDS", 0.3)
+    monkeypatch.setattr("pgpoll._cancelling.GRACE_SECONDS", 0.05)
+    monkeypatch.setattr("pgpoll._cancelling.CANCEL_SECONDS", 0.3)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -71,10 +69,10 @@ def test_f67_everyone_is_told_why_blocking(assert_sane_sync: SyncSanity) -> None
 
 def hanging(conn: pgpoll.Connection) -> core.Cancel:
     """The CancelRequest on its way."""
-    request = conn._driver._cancel
+    request = conn._driver.cancelling.under_way
     assert request is not None
-    assert request._cancel.fileno() >= 0
-    return request._cancel
+    assert request._request.fileno() >= 0
+    return request._request
 
 
 async def terminated(conn: pgpoll.Connection) -> None:
@@ -138,8 +136,8 @@ def test_f67_nothing_outlives_its_connection_blocking(assert_sane_sync: SyncSani
     conn = assert_sane_sync.connect(assert_sane_sync.through(Faults(cancels="hang")))
     with assert_sane_sync.raises(pgpoll.QueryTimeout):
         conn.execute("select pg_sleep(0.5)", timeout=0.03)
-    assert conn._driver._cancel is not None
-    request, _ = conn._driver._cancel
+    assert conn._driver.cancelling.under_way is not None
+    request, _ = conn._driver.cancelling.under_way
     assert request.fileno() >= 0
     with assert_sane_sync.at_once():
         conn.terminate()
@@ -154,7 +152,7 @@ def test_f67_terminated_while_another_thread_cancels(assert_sane_sync: SyncSanit
         running = pool.submit(conn.execute, "select pg_sleep(0.5)")
         assert_sane_sync.until(lambda: conn._driver.core.in_flight == 1)
         cancelling = pool.submit(conn.cancel)
-        assert_sane_sync.until(lambda: conn._driver._cancel is not None)
+        assert_sane_sync.until(lambda: conn._driver.cancelling.under_way is not None)
         began = time.monotonic()
         conn.terminate()
         with assert_sane_sync.raises(errors.OperationalError, match="CancelRequest"):
@@ -162,7 +160,7 @@ def test_f67_terminated_while_another_thread_cancels(assert_sane_sync: SyncSanit
         with assert_sane_sync.raises(pgpoll.ConnectionLost):
             running.result(5)
         assert time.monotonic() - began < 1
-    assert conn._driver._cancel is None
+    assert conn._driver.cancelling.under_way is None
 
 
 def test_f67_why_it_was_terminated(dsn: str) -> None:

@@ -170,7 +170,7 @@ async def main():
     await asyncio.sleep(0.05)
     task.cancel()
     await asyncio.sleep(0)
-    assert conn._driver._cancel is not None
+    assert conn._driver.cancelling.under_way is not None
     conn.terminate()
 run(main())
 gc.collect()
@@ -195,7 +195,7 @@ async def main():
     await asyncio.sleep(0.05)
     task.cancel()
     await asyncio.sleep(0.05)
-    assert conn._driver._cancel is not None
+    assert conn._driver.cancelling.under_way is not None
     return conn
 conn = run(main())
 conn.terminate()

@@ -17,7 +17,7 @@ import pytest
 import pgpoll
 from pgpoll import sync
 
-FILES = {"_blocks.py", "_flows.py", "_loop.py", "_threads.py"}
+FILES = {"_blocks.py", "_cancelling.py", "_commands.py", "_expiry.py", "_flows.py", "_loop.py", "_threads.py"}
 
 
 class Loop:

@@ -23,7 +23,7 @@ import pytest
 
 import pgpoll
 from interrupting import Interrupt, Interrupter
-from pgpoll import _threads, sync
+from pgpoll import _cancelling, sync
 
 STRIDE = int(os.environ.get("PGPOLL_INTERRUPTS", "11"))
 
@@ -331,7 +331,7 @@ def test_a_wish_is_granted_while_somebody_waits(conn: sync.Connection, admin: sy
     with contextlib.suppress(ZeroDivisionError), conn.transaction():
         conn.execute("select 1")
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(driver, "_cancel_abandoned", lambda *_: None)
+            patched.setattr(driver.cancelling, "_cancel_abandoned", lambda *_: None)
             with pytest.raises(pgpoll.QueryTimeout):
                 conn.execute("select pg_sleep(20)", timeout=0.05)
         stranger = threading.Thread(target=conn.execute, args=("select 1",))
@@ -352,9 +352,9 @@ def left_under_way(conn: sync.Connection) -> Callable[[], object]:
 
     def leave() -> None:
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(conn._driver, "_finish_cancel", lambda _: None)
+            patched.setattr(conn._driver.cancelling, "_finish", lambda _: None)
             records.close()
-        assert conn._driver._cancel is not None
+        assert conn._driver.cancelling.under_way is not None
 
     records = conn.copy_out_records("select generate_series(1, 1000000)")
     next(records)
@@ -378,7 +378,7 @@ def test_a_cancel_that_was_left_under_way_for_long(
     conn: sync.Connection, left_under_way: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its two seconds are of who looks at it."""
-    monkeypatch.setattr(_threads, "CANCEL_SECONDS", 0.5)
+    monkeypatch.setattr(_cancelling, "CANCEL_SECONDS", 0.5)
     left_under_way()
     time.sleep(0.6)
     assert conn.fetchval("select 7") == 7

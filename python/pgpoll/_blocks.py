@@ -9,23 +9,18 @@ go on; it knows neither asyncio nor threads, does no I/O and holds no handle of 
   the task or thread that entered it (`who`), or in a context that carries it (`carried`). Everyone else stands in one
   line. Whenever the stack changes, everyone in the line who may go now is started, in order and each in its own
   context, before anyone is woken; a block among them becomes the innermost one and stops the rest.
-- A block that is entered by `with` is LAZY: nothing is sent before the first request inside of it, which carries the
-  BEGIN or SAVEPOINT of all that have not begun under its own Sync (core.Connection._start_behind). What can't carry it,
-  a script or a channel, lets it go alone first. Until BEGIN's CommandComplete has come nothing else of the block is
-  written: where it fails the server skips what rode with it, and what came behind it would be no part of a transaction.
-  Such a block is FAILED, and refuses whatever is inside of it, until it is left.
-- A block leaves the stack when the reply to its end says so, by ReadyForQuery's status byte where it is the outermost.
-  Nothing depends on resetting a context: an ENDED block counts for nothing wherever it is still carried.
+- A block that is entered by `with` is LAZY: its first request begins it. One whose BEGIN has failed is FAILED, and
+  refuses whatever is inside of it, until it is left. What is sent for a block, and what the answers mean, is in
+  _commands.py; what makes all right again that a signal handler tore apart, in _mending.py.
+- Nothing depends on resetting a context: an ENDED block counts for nothing wherever it is still carried.
 - A channel (a stream outside of a transaction, a COPY, a batch: `Hold`) is a block too, the innermost one for as long
   as its operation runs. Nobody may send then: who is inside gets an error, all others wait.
-- BEGIN, COMMIT and the like are watched here, not by the task that asked for them. Whoever waits for one may go away
+- BEGIN, COMMIT and the like are not watched by the task that asked for them. Whoever waits for one may go away
   (`give_up`): what was not sent is not sent; a block whose start had been sent, and one whose end was not, is DOOMED:
   it stays on the stack without an owner and is rolled back in front of the line, again and at once.
 - A COMMIT that was sent goes on without its task; what it came to stays unknown to that task (CommitUnknown).
 
 The sync face holds its mutex, the asyncio face is in its loop's thread, whenever a method here is called.
-
-Sources: PostgreSQL manual, BEGIN, SAVEPOINT, ROLLBACK TO SAVEPOINT; "Message Flow" (ReadyForQuery).
 """
 
 from __future__ import annotations
@@ -34,9 +29,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pgpoll import errors
+from pgpoll._commands import Commands
 from pgpoll._turns import (
     CLOSED,
-    COMMITTED,
     DOOMED,
     ENDED,
     ENDING,
@@ -45,8 +40,6 @@ from pgpoll._turns import (
     LOST,
     NEW,
     OPEN,
-    PREPARED,
-    ROLLED_BACK,
     STARTING,
     WAITING,
     Control,
@@ -56,7 +49,7 @@ from pgpoll._turns import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from pgpoll import core
     from pgpoll._turns import Block
@@ -83,29 +76,17 @@ class Engine(Protocol):
         """The connection can't go on: it ends now."""
 
 
-def _outcome(operations: Sequence[core.Operation[Any]]) -> tuple[str, errors.Error | None]:
-    """The last one's tag, and the first one's error that has one."""
-    tag = ""
-    for operation in operations:
-        try:
-            tag = str(operation.result() or "")
-        except errors.Error as error:
-            return "", error.with_traceback(None)
-    return tag, None
-
-
 class Blocks:
     """The stack and the line of one connection."""
 
     def __init__(self, connection: core.Connection, engine: Engine, max_queued: int | None = None) -> None:
-        self.stack: list[Block] = []
+        self._commands = Commands(connection, engine, self._advance)
+        self.stack = self._commands.stack  # the same list, for as long as they last
         self.closing = False
         self._max_queued = max_queued
         self._core = connection
         self._engine = engine
         self._line: dict[Turn, None] = {}
-        self._busy: dict[Block, core.Operation[Any]] = {}  # a command of theirs is on its way: the last one
-        self._serial = 0
         self._settled: list[Turn] = []
         self._advancing = False
         self._again = False
@@ -135,7 +116,7 @@ class Blocks:
     ) -> core.Operation[T] | None:
         """The operation of a request that BEGIN may ride with, if it may go now. Raises as `admits`, and as `start`."""
         if self.opens(via, who, carried):
-            return self._open(start)
+            return self._commands.open(start)
         return start() if self.admits(via, who, carried) else None
 
     def inside(self, turn: Turn) -> list[Block]:
@@ -165,7 +146,7 @@ class Blocks:
         if self._max_queued is not None and (queued := len(self._line) + self._core.in_flight) >= self._max_queued:
             raise errors.BusyError(f"client is busy: {queued} requests are queued")
         if self.opens(turn.via, turn.who, turn.carried):
-            self._open_alone()
+            self._commands.open_alone()
         self._line[turn] = None
 
     def go(self, turn: Turn) -> None:
@@ -201,7 +182,7 @@ class Blocks:
             block.operation.abandon()
             self._engine.flush()
         if block in self.stack:
-            self._end(block, "closed")
+            self._commands.end(block, "closed")
             self._advance()
 
     def settle(self) -> None:
@@ -209,7 +190,7 @@ class Blocks:
         if not self.stack or self.stack[-1].stays:
             return
         if (channel := self.stack[-1].operation) is not None and channel.done():
-            self._end(self.stack[-1], "ended")
+            self._commands.end(self.stack[-1], "ended")
             self._advance()
 
     def in_line(self, turn: Turn) -> bool:
@@ -248,7 +229,7 @@ class Blocks:
         block.owner, block.lazy = control.who, lazy
         about = control.via, control.who, control.carried
         if self.admits(*about) or self.opens(*about):
-            self._begin(control)
+            self._commands.begin(control)
         else:
             block.state = WAITING
             try:
@@ -273,10 +254,8 @@ class Blocks:
             )
         top = self.stack[-1]
         if top is block:
-            if block.state is STARTING:
+            if block.state is STARTING or not self._commands.finish(control):
                 self._line[control] = None
-            else:
-                self._finish(control)
         elif top.channel and (top.owner is control.who or top in control.carried):
             self.release(top)  # left behind, not closed: it ends here
             self.leave(control)
@@ -323,12 +302,12 @@ class Blocks:
                 self._doom(block)
             return turn.commit
         if block.state is STARTING and not turn.operations:
-            return False  # torn from its start: mend() sees to it
+            return False  # torn from its start: _mending.mend sees to it
         if block.state is STARTING:
-            self._unsend(turn)
-            self._end(block, "never started")
+            self._commands.unsend(turn)
+            self._commands.end(block, "never started")
         else:
-            self._unsend(turn)
+            self._commands.unsend(turn)
             self._doom(block)
         self._advance()
         return False
@@ -349,10 +328,7 @@ class Blocks:
 
     def lost(self) -> None:
         """The connection has ended: everyone in line is told, and no block is live any more."""
-        for block in self.stack:
-            block.end(LOST)
-        self.stack.clear()
-        self._busy.clear()
+        self._commands.lost()
         line, self._line = self._line, {}
         for turn in line:
             if isinstance(turn, Control) and turn.block.state is WAITING:
@@ -361,65 +337,10 @@ class Blocks:
         for turn in line:
             turn.wake()
 
-    # -- after an exception of a signal handler, which may have struck anywhere here
-
     @property
     def operations(self) -> set[core.Operation[Any] | None]:
         """The channels', which run on between requests."""
         return {block.operation for block in self.stack}
-
-    def mend(self, watched: set[core.Operation[Any]], awaited: set[Any]) -> None:
-        """Make right what was left in the middle of a change. Nobody is within; other threads wait for `awaited`.
-
-        A change that was not made whole is taken back as far as that goes: a block whose BEGIN may be sent is rolled
-        back. What is no more in `watched` after this is to be abandoned, and then `resume` called.
-        """
-        self._advancing = True  # nothing is started before that
-        begun = {operation.sql for operation in self._core._unfinished() if operation.written}
-        self._settled.clear()
-        self.stack[:] = [block for block in self.stack if block.state is not ENDED]
-        opening = [block for block in self.stack if block.lazy and block.state in (LAZY, STARTING)]
-        if not all(block.state is STARTING and self._busy.get(block) in watched for block in opening):
-            for block in opening:
-                block.begun = block.begin in begun
-                block.state = DOOMED if block.begun else LAZY
-                watched.discard(self._busy.pop(block, None))
-        for block, operation in tuple(self._busy.items()):
-            if block in self.stack and operation in watched and block.state in (STARTING, ENDING, DOOMED):
-                continue
-            watched.discard(operation)
-            del self._busy[block]
-            if block not in self.stack:
-                block.state = ENDED
-        for block in tuple(self.stack):
-            if block.state in (STARTING, ENDING) and block not in self._busy:
-                block.begun = block.begun or block.begin in begun
-                block.state, block.owner = DOOMED, None
-            elif block.channel and block.within and block.operation not in awaited:
-                self.release(block)
-            elif not block.channel and block.owner is None and block.state in (LAZY, STARTING, OPEN, FAILED):
-                block.state = DOOMED  # given up, and no further
-        for turn in tuple(self._line):
-            if turn.who is not None and turn not in awaited:
-                self.give_up(turn)
-        for turn in awaited:
-            if isinstance(turn, Turn) and not turn.decided and turn not in self._line:
-                self._forgotten(turn, watched)
-
-    def resume(self) -> None:
-        """All is right again."""
-        self._advancing = False
-        self._advance()
-
-    def _forgotten(self, turn: Turn, watched: set[core.Operation[Any]]) -> None:
-        """Another thread's, which was taken from the line and got no further."""
-        if isinstance(turn, Control) and turn.operations and turn.operations[-1] in watched:
-            return
-        if isinstance(turn, (Control, Hold)):
-            self._doom(turn.block)
-        turn.operation = None
-        turn.error, turn.decided = errors.InterfaceError("interrupted while it was started"), True
-        turn.wake()
 
     # -- within
 
@@ -433,217 +354,11 @@ class Blocks:
             error.__cause__ = cause
         return _retryable(error)
 
-    def _begin(self, control: Control) -> None:
-        block = control.block
-        if not self.stack:
-            if self._core.transaction_status in ("T", "E") and not self._core.in_flight:
-                raise errors.InterfaceError("a transaction was begun by hand: end it first")
-            command = block.begin
-        elif block.options:
-            raise errors.InterfaceError(
-                "a transaction inside of another is a savepoint: it takes no isolation, readonly or deferrable"
-            )
-        else:
-            self._serial += 1
-            block.savepoint = f"pgpoll_{self._serial}"
-            command = f"SAVEPOINT {block.savepoint}"
-        block.begin = command
-        if block.lazy:
-            if self._core.closed:
-                raise errors.InterfaceError("the connection is closed")
-            block.state, control.decided = LAZY, True
-            self.stack.append(block)
-            return
-        lazy, outermost = self._unbegun(), all(each.state is LAZY for each in self.stack)
-        block.state = STARTING
-        self.stack.append(block)  # first: what is sent must be known of
-        try:
-            operation = self._behind(lazy, outermost, partial(self._core.start_command, command))
-        except Exception:
-            block.state = NEW
-            self.stack.remove(block)
-            raise
-        block.begun = True
-        self._watch(control, [operation])
-
-    def _unbegun(self) -> list[Block]:
-        """The blocks that have not begun, all of them innermost. Raises InterfaceError where they never can."""
-        lazy = [block for block in self.stack if block.state is LAZY]
-        if len(lazy) < len(self.stack) and not (outer := self.stack[-len(lazy) - 1]).begun:
-            raise outer.refusal()
-        return lazy
-
-    def _open(self, start: Callable[[], core.Operation[T]]) -> core.Operation[T]:
-        """Start a request that carries what begins the blocks that have not begun. It may be such a command itself."""
-        lazy = self._unbegun()
-        return self._behind(lazy, len(lazy) == len(self.stack), start)
-
-    def _behind(self, lazy: list[Block], outermost: bool, start: Callable[[], core.Operation[T]]) -> core.Operation[T]:
-        *operations, operation = self._core._start_behind(tuple([each.begin for each in lazy]), outermost, start)
-        self._opening(lazy, operations, rides=True)
-        return operation
-
-    def _open_alone(self) -> None:
-        """Begin what has not begun, for the sake of a request that can't carry it."""
-        lazy = self._unbegun()
-        *commands, last = (each.begin for each in lazy)
-        start = partial(self._core.start_command, last)
-        operations = self._core._start_behind(tuple(commands), len(lazy) == len(self.stack), start)
-        self._opening(lazy, operations, rides=False)
-        self._engine.flush()
-
-    def _opening(self, lazy: list[Block], operations: list[core.Operation[Any]], *, rides: bool) -> None:
-        for block, operation in zip(lazy, operations, strict=True):
-            block.state, block.begun = STARTING, True
-            self._busy[block] = operation
-            self._engine.tell(operation, partial(self._opened, block, operation, rides))
-
-    def _opened(self, block: Block, operation: core.Operation[Any], rides: bool) -> None:
-        """A block that was entered lazily has begun, or has not; where the connection has ended lost() follows."""
-        if not self._core.closed:
-            try:
-                operation.result()
-                if block.state is STARTING:
-                    block.state = OPEN
-            except errors.Error as error:
-                if block.state is STARTING or block.state is DOOMED:
-                    self._not_begun(block, error.with_traceback(None), sent=operation.written, rides=rides)
-        self._busy.pop(block, None)  # not before: see mend()
-        if not self._core.closed:
-            self._advance()
-
-    def _finish(self, control: Control) -> None:
-        block = control.block
-        if block.state is LAZY and control.prepare:
-            self._open_alone()
-            self._line[control] = None
-            return
-        if control.commit and block.state is FAILED:
-            control.commit, control.spoiled = False, True
-        if not block.begun:
-            control.decided = True
-            self._end(block, COMMITTED if control.commit else ROLLED_BACK)
-            self._advance(control)
-            return
-        status = self._core.transaction_status
-        if status == "I" and not self._core.in_flight:
-            self._end(block, "ended by hand inside of its block")
-            if control.commit:
-                control.error = block.refusal()
-            control.decided = True
-            self._advance(control)
-            return
-        if control.commit and status == "E":
-            control.commit, control.spoiled = False, True
-        commands = (control.prepare,) if control.commit and control.prepare else _ending(block, commit=control.commit)
-        before, block.state = block.state, ENDING  # first: what is sent must be known of
-        try:
-            control.operations.extend(map(self._core.start_command, commands))  # at once, whatever a signal does
-        except Exception:
-            block.state = before
-            raise
-        self._watch(control, control.operations)
-
-    def _watch(self, control: Control, operations: list[core.Operation[Any]]) -> None:
-        control.operations, control.operation = operations, operations[-1]
-        self._busy[control.block] = control.operation
-        self._engine.watch(control.operation, partial(self._answered, control))
-
-    def _unsend(self, control: Control) -> None:
-        for operation in control.operations:
-            operation.abandon()
-        control.decided = True
-        self._busy.pop(control.block, None)
-
-    def _answered(self, control: Control) -> None:
-        """The server has answered a start or an end, or never will."""
-        if control.decided:
-            return
-        control.tag, error = _outcome(control.operations)
-        control.error, block, failed = error, control.block, error is not None
-        if self._core.closed:  # lost() follows
-            self._busy.pop(block, None)
-            control.decided = True
-            control.wake()
-            return
-        if block.state is STARTING and not failed:
-            block.state = OPEN
-        elif error is not None and block.state in (STARTING, DOOMED):
-            self._not_begun(block, error, sent=control.sent, rides=False)
-        elif block.state is ENDING:
-            outcome = ROLLED_BACK
-            if control.commit and not failed and control.tag != "ROLLBACK":
-                outcome = PREPARED if control.prepare else COMMITTED
-            # a savepoint that can't be rolled back to leaves its transaction in status E: nothing of it can last
-            self._gone_or_doomed(block, outcome, gone=bool(block.savepoint) and not (control.commit and failed))
-        self._busy.pop(block, None)
-        control.decided = True  # not before: see mend()
-        self._advance(control)
-
-    def _not_begun(self, block: Block, error: errors.Error, *, sent: bool, rides: bool) -> None:
-        """BEGIN or SAVEPOINT has failed, or was never sent; `rides`: nor was then what it would have ridden with."""
-        block.begun = sent and not block.savepoint and self._core.transaction_status != "I"
-        if block.state is DOOMED:
-            return  # _clean() sees to it
-        if rides and not sent:
-            block.state = LAZY
-        elif block.lazy:
-            block.state, block.error, block.told = FAILED, error, rides
-        elif block.begun:
-            self._doom(block)
-        else:
-            self._end(block, "could not be started")
-
-    def _gone_or_doomed(self, block: Block, outcome: str, *, gone: bool) -> None:
-        if gone or self._core.transaction_status == "I":
-            self._end(block, outcome)
-        else:
-            self._doom(block)
-
     def _doom(self, block: Block) -> None:
         if block.channel:
             self.release(block)
-        elif block in self.stack:
-            block.state, block.owner = DOOMED, None
-
-    def _end(self, block: Block, outcome: str) -> None:
-        """It has left the server: it and all inside of it leave the stack."""
-        while block in self.stack:
-            self.stack[-1].end(outcome)
-            self.stack.pop()
-
-    def _clean(self) -> None:
-        """Roll back the doomed blocks that are innermost, unless that is on its way."""
-        depth = len(self.stack)
-        while depth and self.stack[depth - 1].state is DOOMED:
-            depth -= 1
-        doomed = self.stack[depth:]
-        if not doomed or any(block in self._busy for block in self.stack):
-            return
-        if not doomed[0].begun or (self._core.transaction_status == "I" and not self._core.in_flight):
-            self._end(doomed[0], ROLLED_BACK)
-            return
-        try:
-            operations = tuple(self._core.start_command(each) for each in _ending(doomed[0], commit=False))
-        except errors.InterfaceError:
-            return  # the connection has ended, or ends: lost() follows
-        self._busy[doomed[0]] = operations[-1]
-        self._engine.watch(operations[-1], partial(self._cleaned, doomed[0], operations))
-
-    def _cleaned(self, block: Block, operations: tuple[core.Operation[Any], ...]) -> None:
-        if self._busy.get(block) is not operations[-1]:
-            return
-        if block.state is not DOOMED:
-            self._busy.pop(block)
-            return
-        _, error = _outcome(operations)
-        if block.savepoint or self._core.transaction_status == "I":
-            self._end(block, ROLLED_BACK)
-            self._busy.pop(block)
-            self._advance()
         else:
-            self._busy.pop(block)
-            self._engine.abort(f"a transaction could not be rolled back: {error}")
+            self._commands.doom(block)
 
     def _advance(self, settled: Control | None = None) -> None:
         """Start everyone who may go now, in order; then wake them, and last those whose control was settled."""
@@ -661,7 +376,7 @@ class Blocks:
         try:
             while self._again:
                 self._again = False
-                self._clean()
+                self._commands.clean()
                 self._run(started)
         finally:
             self._advancing = False
@@ -709,23 +424,23 @@ class Blocks:
             return False
         if turn.opens or isinstance(turn, Control):
             return True
-        self._open_alone()
+        self._commands.open_alone()
         return False
 
     def _start(self, turn: Turn) -> None:
         if isinstance(turn, Control):
             if turn.block.state is WAITING:
                 try:
-                    self._begin(turn)
+                    self._commands.begin(turn)
                 except BaseException:
                     turn.block.state = ENDED
                     raise
-            else:
-                self._finish(turn)
+            elif not self._commands.finish(turn):
+                self._line[turn] = None
         else:
             start = turn.start if turn.context is None else partial(turn.context.run, turn.start)
             opens = bool(self.stack) and self.stack[-1].state is LAZY
-            operation = self._open(start) if opens else start()
+            operation = self._commands.open(start) if opens else start()
             if isinstance(turn, Hold):
                 block = turn.block
                 block.state, block.owner, block.operation = OPEN, turn.who, operation
@@ -737,13 +452,6 @@ class Blocks:
 def _live(block: Block) -> bool:
     """Whether its owner is within it."""
     return block.state in (OPEN, LAZY, FAILED) or (block.state is STARTING and block.lazy)
-
-
-def _ending(block: Block, *, commit: bool) -> tuple[str, ...]:
-    if not block.savepoint:
-        return ("COMMIT",) if commit else ("ROLLBACK",)
-    release = f"RELEASE SAVEPOINT {block.savepoint}"
-    return (release,) if commit else (f"ROLLBACK TO SAVEPOINT {block.savepoint}", release)
 
 
 def _retryable(error: errors.Error) -> errors.Error:

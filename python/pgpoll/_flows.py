@@ -54,6 +54,11 @@ def allowed(timeout: Any) -> float:
     raise error
 
 
+def timed_out(timeout: float | None, what: str = "the request") -> errors.QueryTimeout:
+    """What is raised once so many seconds are over."""
+    return errors.QueryTimeout(f"{what} took longer than {timeout:g} s")
+
+
 def check_callback(name: str, callback: Any) -> None:
     """InterfaceError where it can't be called."""
     if callback is not None and not callable(callback):
@@ -134,13 +139,7 @@ def answered(blocks: Blocks, turn: Turn) -> Flow[Any]:
 
 def start(blocks: Blocks, control: Control) -> Flow[None]:
     """Begin the block. Leaves no trace where it fails: what had been sent is rolled back in front of all others."""
-    try:
-        blocks.enter(control)
-    except errors.Error:
-        raise  # nothing has changed
-    except BaseException:
-        blocks.give_up(control)
-        raise
+    _ask(blocks, control, blocks.enter)
     yield from entered(blocks, control)
 
 
@@ -158,13 +157,7 @@ def finish(blocks: Blocks, control: Control, connection: core.Connection) -> Flo
     """End the block as `control` says. Raises what makes a COMMIT something else."""
     commit = control.commit
     verb = "PREPARE TRANSACTION" if control.prepare else "COMMIT"
-    try:
-        blocks.leave(control)
-    except errors.Error:
-        raise  # nothing has changed
-    except BaseException:
-        blocks.give_up(control)
-        raise
+    _ask(blocks, control, blocks.leave)
     try:
         yield control
     except BaseException as error:
@@ -207,6 +200,17 @@ def leave(blocks: Blocks, block: Block, raised: Exception | None, end: Callable[
             blocks.doom(block)
             if not isinstance(error, errors.ConnectionLost):
                 raised.add_note(f"(the rollback failed as well: {error})")
+
+
+def _ask(blocks: Blocks, control: Control, way: Callable[[Control], None]) -> None:
+    """Ask for a start or an end: `way` is blocks.enter, or blocks.leave."""
+    try:
+        way(control)
+    except errors.Error:
+        raise  # nothing has changed
+    except BaseException:
+        blocks.give_up(control)
+        raise
 
 
 def _unknown(why: str, control: Control) -> errors.CommitUnknown:

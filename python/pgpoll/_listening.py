@@ -217,7 +217,7 @@ class Listening:
         if not self._blocks.stack and self._core.transaction_status in ("T", "E") and not self._core.in_flight:
             raise errors.InterfaceError("listen() inside of a transaction that was begun by hand: end it first")
 
-    # -- after an exception of a signal handler, see Blocks.mend()
+    # -- after an exception of a signal handler, see _mending.py
 
     def mend(self, watched: set[core.Operation[Any]]) -> None:
         """Watch what was started and is not in `watched` yet."""

@@ -1,15 +1,13 @@
 """One connection on an asyncio loop: the only importer of asyncio.
 
-A Driver owns the socket's registration, the deadlines, the CancelRequest in progress and the blocks. The loop holds the
-driver, and the driver never holds a handle: so a handle that nobody holds any more is noticed.
+A Driver owns the socket's registration, the deadlines, the CancelRequests and the blocks. The loop holds the driver,
+and the driver never holds a handle: so a handle that nobody holds any more is noticed.
 
 - The reader is added once per descriptor and stays; the writer only while bytes wait for the socket. Both run in an
   empty context. core.Connection calls `_changed` when what the loop should watch has changed, when the connection has
   ended, or when an abandoned request is to be cancelled at the server.
 - poll() never closes a descriptor that may be registered, so a new socket has a new number; the old registration is
   removed here before the next poll().
-- A CancelRequest has a socket of its own, and 2 s: then the connection is ended, for nobody knows any more what the
-  server will interrupt. An abandoned request that others wait behind has 1 s to end by itself, then it is sent.
 - `close` has 5 s, whatever the server does; `terminate` none.
 
 Everything runs in the loop's thread, but for `terminate` and `doom`, which find their way to it.
@@ -31,10 +29,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import _forks, conninfo, core, errors
 from pgpoll._blocks import Blocks
-from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Sent, Step, allowed, resolve
+from pgpoll._cancelling import LoopCancelling
+from pgpoll._expiry import Expiry
+from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Sent, Step, allowed, resolve, timed_out
 from pgpoll._listening import Listening, Mailbox
 from pgpoll._observing import SLICE_SECONDS, InLine, Notices, Observers, RequestRecord
-from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS, CancelRequest, Registration
+from pgpoll._sockets import Registration
 from pgpoll._turns import Block, Control, Hold, Turn, carried
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Loop = asyncio.AbstractEventLoop
 Future = asyncio.Future
+TimerHandle = asyncio.TimerHandle
 
 CLOSE_SECONDS = 5.0
 PATIENCE_SECONDS = 5.0
@@ -65,10 +66,7 @@ class Driver:
         self._thread = threading.get_ident()
         self._pid = os.getpid()
         self._socket = Registration(self.loop, self.core._on_readable, self.core._on_writable)
-        self._cancel: CancelRequest | None = None
-        self._grace: asyncio.TimerHandle | None = None  # of the abandoned request of this number
-        self._grace_head = 0
-        self._stray: asyncio.TimerHandle | None = None  # how long a CancelRequest may still strike
+        self.cancelling = LoopCancelling(self.loop, self.core, self)
         self._news: dict[core.Operation[Any], Future[None]] = {}  # who waits for a channel
         self._closed: Future[None] | None = None  # of close(): done when the connection has ended
         self._deadline: asyncio.TimerHandle | None = None
@@ -146,7 +144,7 @@ class Driver:
             self.core._flush_soon()
             if timeout is None:
                 return await waiter
-            return await self._until(waiter, _Expiry(self, timeout, waiter))
+            return await self._until(waiter, Expiry(self, timeout, waiter))
         turn = self.turn(start, via)
         turn.opens = opens
         woken: Future[core.Waiter[T]] = self.loop.create_future()
@@ -154,7 +152,7 @@ class Driver:
         self.blocks.line_up(turn)
         observed = InLine(self.core, turn, sql) if self._observed else None
         self._be_patient()
-        expiry = _Expiry(self, timeout, woken) if timeout is not None else None
+        expiry = Expiry(self, timeout, woken) if timeout is not None else None
         try:
             waiter = await woken
         except BaseException as error:
@@ -176,7 +174,7 @@ class Driver:
         return run(flow, self) if timeout is None else self._run_within(flow, timeout)
 
     async def _run_within(self, flow: Flow[T], timeout: float) -> T:
-        expiry = _Expiry(self, allowed(timeout))
+        expiry = Expiry(self, allowed(timeout))
         try:
             return await run(flow, self, expiry)
         finally:
@@ -267,7 +265,7 @@ class Driver:
             self.check_loop()
             raise
 
-    async def step(self, step: Step, expiry: _Expiry | None) -> Any:
+    async def step(self, step: Step, expiry: Expiry | None) -> Any:
         """What a flow waits for, but for a Control."""
         if isinstance(step, Sent):
             self.core._flush_soon()
@@ -286,12 +284,12 @@ class Driver:
         if isinstance(step, Item):
             if not hasattr(step.source, "__anext__"):
                 return next(step.source, END)
-            return await (anext(step.source, END) if expiry is None else expiry.within(step.source))
+            return await _next_of(step.source, expiry)
         if isinstance(step, Call):
             return step.function()
         return await _look_up(step)
 
-    async def _news_of(self, operation: core.Operation[Any], expiry: _Expiry | None) -> None:
+    async def _news_of(self, operation: core.Operation[Any], expiry: Expiry | None) -> None:
         if operation.done() or operation.stirred:
             return
         if operation.on_stir is None:
@@ -327,7 +325,7 @@ class Driver:
         if (news := self._news.get(operation)) is not None and not news.done():
             news.set_result(None)
 
-    async def settled(self, control: Control, expiry: _Expiry | None) -> None:
+    async def settled(self, control: Control, expiry: Expiry | None) -> None:
         """Waits until a block's start or end is decided. Cancelling this cancels nothing else."""
         if expiry is not None:
             expiry.check()
@@ -343,7 +341,7 @@ class Driver:
         if control.error is not None:
             raise control.error
 
-    async def _turn_of(self, turn: Turn, expiry: _Expiry | None) -> None:
+    async def _turn_of(self, turn: Turn, expiry: Expiry | None) -> None:
         woken = self.loop.create_future()
         turn.wake, turn.gone = partial(_set, woken), woken.done
         if expiry is not None:
@@ -360,7 +358,7 @@ class Driver:
             woken.set_result(self.core._waiter(turn.operation))
 
     @staticmethod
-    async def _until(waiter: core.Waiter[T], expiry: _Expiry) -> T:
+    async def _until(waiter: core.Waiter[T], expiry: Expiry) -> T:
         try:
             return await waiter
         finally:
@@ -439,7 +437,7 @@ class Driver:
             self._end()
             return
         self._socket.watch(self.core.fileno(), flags)
-        self._grant_wish()
+        self.cancelling.grant_wish()
 
     def _end(self) -> None:
         """The connection has ended: nothing of it stays in the loop, and everyone in line is told."""
@@ -449,12 +447,11 @@ class Driver:
         self._apart.clear()
         self._socket.forget()
         self.core.close_fd()
-        for timer in (self._deadline, self._patience, self._grace, self._stray):
+        for timer in (self._deadline, self._patience):
             if timer is not None:
                 timer.cancel()
-        self._deadline = self._patience = self._grace = self._stray = None
-        if self._cancel is not None:  # its socket does not outlive ours
-            self._cancel.give_up()
+        self._deadline = self._patience = None
+        self.cancelling.end()
         self.core._report()  # where the loop was not there to be told
         if not self.loop.is_closed():
             self.blocks.lost()
@@ -462,74 +459,16 @@ class Driver:
             if self._closed is not None and not self._closed.done():
                 self._closed.set_result(None)
 
-    # -- cancelling
+    # -- ends
 
     async def cancel(self, via: Block | None) -> None:
         """Cancel the running request at the server; returns when the CancelRequest's socket has reached its end."""
         self.check_loop()
         self.blocks.check_cancel(self.turn(_never, via))
-        if self.core.closed:
-            raise errors.InterfaceError("the connection is closed")
-        request = self._cancel
-        if request is None:
-            if not self.core.in_flight:
-                return
-            request = self._start_cancel()
-        await asyncio.shield(request.ended)
-        if not request.delivered:
-            raise errors.OperationalError("the CancelRequest could not be delivered")
-
-    def _start_cancel(self) -> CancelRequest:
-        request = CancelRequest(self)
-        if not request.ended.done():
-            self._cancel = request
-        return request
-
-    def _grant_wish(self) -> None:
-        """Cancel what is abandoned: at once, or where somebody waits behind it on the wire after a grace."""
-        if self._cancel is not None:
-            return
-        wish = self.core.cancel_wanted()
-        if wish == core.NOW:
-            self._cancel_abandoned()
-        elif wish == core.GRACE and (self._grace is None or self._grace_head != self.core.abandoned_head):
-            if self._grace is not None:
-                self._grace.cancel()
-            self._grace_head = self.core.abandoned_head
-            self._grace = self.loop.call_later(GRACE_SECONDS, self._grace_over, context=_EMPTY.copy())
-
-    def _grace_over(self) -> None:
-        self._grace = None
-        if self._cancel is None and not self._over and self.core.abandoned_head == self._grace_head:
-            self._cancel_abandoned()
-
-    def _cancel_abandoned(self) -> None:
-        """Where that can't be done nobody knows when the connection is of use again: it is ended."""
-        try:
-            request = self._start_cancel()
-        except errors.InterfaceError as error:  # no key
-            self.abort(f"a request could not be cancelled: {error}")
-            return
-        request.ended.add_done_callback(lambda _: self._refused(request), context=_EMPTY.copy())
-
-    def _refused(self, request: CancelRequest) -> None:
-        if not request.delivered and not self._over:
-            self.abort("a CancelRequest was refused")
-
-    def cancel_ended(self, *, in_time: bool) -> None:
-        """The CancelRequest's socket has reached its end, or its time is up."""
-        self._cancel = None
-        if self._over:
-            return
-        if not in_time:
-            self.abort(f"a CancelRequest was not answered within {CANCEL_SECONDS:g} s")
-            return
-        if self._stray is not None:
-            self._stray.cancel()
-        self._stray = self.loop.call_later(STRAY_SECONDS, self.core.cancel_too_old, context=_EMPTY.copy())
-        self._grant_wish()  # it may have come before the backend had begun: once more then, in a while
-
-    # -- ends
+        if (request := self.cancelling.cancel()) is not None:
+            await asyncio.shield(request.ended)
+            if not request.delivered:
+                raise errors.OperationalError("the CancelRequest could not be delivered")
 
     async def close(self, via: Block | None) -> None:
         """Serve what was accepted, then end the connection; whatever happens, within CLOSE_SECONDS."""
@@ -551,11 +490,7 @@ class Driver:
         if self.core.closed or self.loop.is_closed() or asyncio.get_running_loop() is not self.loop:
             self.terminate()
             return
-        request = self._cancel
-        if request is None and self.core.in_flight:
-            with contextlib.suppress(errors.InterfaceError):  # no key: it ends when the server notices
-                request = self._start_cancel()
-        self._cancel = None  # it is waited for here, though the connection has ended
+        request = self.cancelling.leave()
         self.terminate()
         if request is not None:
             try:
@@ -576,58 +511,6 @@ class Driver:
                 self.loop.call_soon_threadsafe(self.terminate, why, context=_EMPTY.copy())
 
 
-class _Expiry:
-    """The timeout of one request. It ends the wait for `awaited`, which may be replaced while it runs.
-
-    Where that is over when the time is up, and its task has not gone on yet, the next wait ends.
-    """
-
-    def __init__(self, driver: Driver, seconds: float, awaited: core.Waiter[Any] | Future[Any] | None = None) -> None:
-        self.awaited = awaited
-        self._driver = driver
-        self._seconds = seconds
-        self.error: errors.QueryTimeout | None = None  # the time was up while nothing was awaited that can be ended
-        self._timer = driver.loop.call_later(seconds, self._expire)
-
-    async def within(self, source: Any) -> Any:
-        """The next item of a caller's asynchronous iterator, for as long as there is time."""
-        try:
-            async with asyncio.timeout_at(self._timer.when()) as limit:
-                return await anext(source, END)
-        except TimeoutError as error:
-            if not limit.expired():
-                raise
-            raise _timed_out("the request", self._seconds) from error
-
-    def cancel(self) -> None:
-        """It is not needed any more."""
-        self._timer.cancel()
-
-    def check(self) -> None:
-        """QueryTimeout where the time is up."""
-        if self.error is not None:
-            raise self.error
-
-    def wait_for(self, waiter: core.Waiter[Any]) -> None:
-        """Go on with this one."""
-        self.awaited = waiter
-        if self.error is not None:
-            waiter.expire(self.error)
-
-    def _expire(self) -> None:
-        awaited = self.awaited
-        if awaited is not None and not awaited.done() and not self._driver.core.closed:
-            self._driver.core._on_writable()  # the reply may be there already
-        if awaited is None or awaited.done():
-            self.error = _timed_out("the request", self._seconds)
-            return
-        error = _timed_out("the request", self._seconds)
-        if isinstance(awaited, core.Waiter):
-            awaited.expire(error)
-        else:
-            awaited.set_exception(error)
-
-
 async def connect(dsn: str | None, params: dict[str, Any], observers: Observers) -> Driver:
     """A Driver whose connection is ready, in `connect_timeout` seconds."""
     observers = observers.checked()
@@ -641,9 +524,9 @@ async def connect(dsn: str | None, params: dict[str, Any], observers: Observers)
     except TimeoutError as error:
         if not limit.expired():
             raise
-        timed_out = _timed_out("connecting", seconds)
-        timed_out.safe_to_retry = True
-        raise timed_out from error
+        late = timed_out(seconds, "connecting")
+        late.safe_to_retry = True
+        raise late from error
 
 
 async def _connect(options: conninfo.Options, observers: Observers) -> Driver:
@@ -652,7 +535,7 @@ async def _connect(options: conninfo.Options, observers: Observers) -> Driver:
     return driver
 
 
-async def run(flow: Flow[T], driver: Driver | None = None, expiry: _Expiry | None = None) -> T:
+async def run(flow: Flow[T], driver: Driver | None = None, expiry: Expiry | None = None) -> T:
     """Run a flow to its end. One that only looks up names needs no driver."""
     try:
         step = next(flow)
@@ -679,6 +562,19 @@ async def _look_up(step: Step) -> Any:
     return await asyncio.get_running_loop().getaddrinfo(step.host, None, type=SOCK_STREAM)
 
 
+async def _next_of(source: Any, expiry: Expiry | None) -> Any:
+    """The next item of a caller's asynchronous iterator, for as long as there is time; END where there is none."""
+    if expiry is None:
+        return await anext(source, END)
+    try:
+        async with asyncio.timeout_at(expiry.when) as limit:
+            return await anext(source, END)
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise timed_out(expiry.seconds) from error
+
+
 def _set(future: Future[None]) -> None:
     if not future.done():
         future.set_result(None)
@@ -690,7 +586,3 @@ def _raise(error: BaseException) -> None:
 
 def _never() -> core.Operation[Any]:
     raise AssertionError
-
-
-def _timed_out(what: str, seconds: float) -> errors.QueryTimeout:
-    return errors.QueryTimeout(f"{what} took longer than {seconds:g} s")

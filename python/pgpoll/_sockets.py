@@ -1,4 +1,4 @@
-"""What is watched: the connection's socket, that of a CancelRequest on its way, a doorbell. Imports no asyncio."""
+"""How a socket is watched: on a loop (Registration), or by a thread that others can wake (Doorbell). No asyncio."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ from pgpoll import core
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pgpoll._loop import Driver, Future, Loop
+    from pgpoll._loop import Loop
 
-CANCEL_SECONDS = 2.0  # for the CancelRequest's socket
-GRACE_SECONDS = 1.0  # for an abandoned request that others wait behind
-STRAY_SECONDS = 5.0  # how long after its socket's end a CancelRequest may still strike, by way of a pooler
 _LONGEST_SECONDS = 1_000_000.0  # that select.poll takes
 _EMPTY = Context()
 
@@ -54,39 +51,6 @@ class Registration:
             if self._writing:
                 self._loop.remove_writer(self._fd)
         self._fd, self._writing = -1, False
-
-
-class CancelRequest:
-    """A CancelRequest on its way. `ended` is done when its socket has reached its end, or its time is up."""
-
-    def __init__(self, driver: Driver) -> None:
-        self.ended: Future[None] = driver.loop.create_future()
-        self.delivered = False
-        self._driver = driver
-        self._cancel = driver.core.start_cancel()
-        self._socket = Registration(driver.loop, self._poll, self._poll)
-        self._timer = driver.loop.call_later(CANCEL_SECONDS, self._finish)
-        self._poll()
-
-    def _poll(self) -> None:
-        flags = self._cancel.poll()
-        if self._cancel.done():
-            self._finish()
-        else:
-            self._socket.watch(self._cancel.fileno(), flags)
-
-    def _finish(self) -> None:
-        in_time, self.delivered = self._cancel.done(), self._cancel.delivered()
-        self.give_up()
-        self._driver.cancel_ended(in_time=in_time)
-
-    def give_up(self) -> None:
-        """It has ended, or its connection has: nothing of it stays in the loop."""
-        self._timer.cancel()
-        self._socket.forget()
-        self._cancel.close_fd()
-        if not self.ended.done() and not self._driver.loop.is_closed():
-            self.ended.set_result(None)
 
 
 class Doorbell:

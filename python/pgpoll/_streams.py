@@ -28,6 +28,8 @@ else:
 
     R = TypeVar("R")
 
+T = TypeVar("T")
+
 __all__ = ["PREFETCH", "R", "Rows"]
 
 
@@ -115,48 +117,46 @@ class Rows(Generic[R]):
 
     def _begin(self) -> Flow[None]:
         """The first step, up to when the columns are known."""
-        if self._open:
-            return
-        self._check_step()
-        try:
-            self._stepping = True
-            source = yield from self._begun()
-            while not source.opened():
-                yield from source.wait()
-        except BaseException:
-            self._give_up()
-            raise
-        finally:
-            self._stepping = False
+        if not self._open:
+            yield from self._step(self._opened())
 
     def _more(self, whole: bool) -> Flow[list[R]]:
         """The next rows, waited for; [] at the end."""
         if self._ended:
             return []
-        self._check_step()
+        return (yield from self._step(self._next(whole)))
+
+    def _step(self, flow: Flow[T]) -> Flow[T]:
+        """One at a time; a wait that ends early ends the stream."""
+        if self._stepping:
+            raise errors.InterfaceError("the stream is in use: somebody waits for its next row already")
+        if self._ended:
+            raise errors.InterfaceError("the stream has ended: make a new one")
         try:
             self._stepping = True
-            source = self._source
-            if source is None:
-                source = yield from self._begun()
-            while True:
-                rows = self._take(whole)
-                if rows is None:
-                    return []
-                if rows:
-                    return rows
-                yield from source.wait()
+            return (yield from flow)
         except BaseException:
             self._give_up()
             raise
         finally:
             self._stepping = False
 
-    def _check_step(self) -> None:
-        if self._stepping:
-            raise errors.InterfaceError("the stream is in use: somebody waits for its next row already")
-        if self._ended:
-            raise errors.InterfaceError("the stream has ended: make a new one")
+    def _opened(self) -> Flow[None]:
+        source = yield from self._begun()
+        while not source.opened():
+            yield from source.wait()
+
+    def _next(self, whole: bool) -> Flow[list[R]]:
+        source = self._source
+        if source is None:
+            source = yield from self._begun()
+        while True:
+            rows = self._take(whole)
+            if rows is None:
+                return []
+            if rows:
+                return rows
+            yield from source.wait()
 
     def _begun(self) -> Flow[Source]:
         prefetch: Any = self._prefetch

@@ -6,12 +6,11 @@ may be up. Each verb first finishes what an interrupted one has left: the Cancel
 blocks (`watch`). `cancel` and `terminate` never take the mutex.
 
 When a wait ends early (Ctrl-C, a timeout, whatever a signal handler raises) its request is abandoned; where it runs at
-the server, a CancelRequest is driven to its end there and then, for INTERRUPT_SECONDS at most.
+the server, a CancelRequest is driven to its end there and then, for _cancelling's INTERRUPT_SECONDS at most.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import select
@@ -25,11 +24,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgpoll import _forks, core, errors
 from pgpoll._blocks import Blocks
-from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Sent, Step, allowed, entered, resolve
+from pgpoll._cancelling import CANCEL_SECONDS, ThreadCancelling
+from pgpoll._flows import END, Call, Flow, Item, Lookup, News, Sent, Step, allowed, entered, resolve, timed_out
 from pgpoll._listening import LEFT, Listening, Mailbox
+from pgpoll._mending import mend, resume
 from pgpoll._observing import SLICE_SECONDS as NOTICES_SECONDS
 from pgpoll._observing import InLine, Notices, Observers, RequestRecord
-from pgpoll._sockets import CANCEL_SECONDS, GRACE_SECONDS, STRAY_SECONDS, Doorbell
+from pgpoll._sockets import Doorbell
 from pgpoll._turns import Block, Control, Hold, Turn
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ SLICE_SECONDS = 0.1
 SHORT_SECONDS = 0.01  # of a slice while others wait
 GIVEN_SECONDS = 0.001
 ELSEWHERE_SECONDS = 0.01  # a listener looks again at a connection that another thread drives
-INTERRUPT_SECONDS = 1.0
 CLOSE_SECONDS = 5.0
 PATIENCE_SECONDS = 5.0
 
@@ -58,9 +58,7 @@ class Driver:
         self.blocks = Blocks(self.core, self, options.max_queued)
         self.mutex = core._Mutex()
         self._watched: list[tuple[core.Operation[Any], Callable[[], None]]] = []
-        self._cancel: tuple[core.Cancel, float] | None = None  # under way, and when its time is up
-        self._abandoned = 0, 0.0  # the number of what runs and nobody awaits, and since when that is known
-        self._stray = 0.0  # until when a CancelRequest may still strike; 0: none may
+        self.cancelling = ThreadCancelling(self.core, self)
         self._driving = False
         self._apart: deque[Callable[[], object]] = deque()  # what is to be done, whoever has the mutex
         self._close: core.Operation[Any] | None = None
@@ -91,8 +89,8 @@ class Driver:
                 self.mutex.disturbed
                 or self.blocks.stack
                 or self._watched
-                or self._cancel
-                or self._stray
+                or self.cancelling.under_way
+                or self.cancelling.stray
                 or self._driving
                 or self._apart
             ):
@@ -113,12 +111,12 @@ class Driver:
                         self._tell_all()
                     if self._apart:
                         self._settle()
-                        self._end_abandoned(0.0)
+                        self.cancelling.end_abandoned(0.0)
                     return operation.result()
                 except BaseException:
                     self._driving = False
                     if operation is not None and not operation.done():
-                        self._interrupt(operation)
+                        self.cancelling.abandon(operation)
                     self._recover()
                     self.mutex.mended = True
                     raise
@@ -153,7 +151,7 @@ class Driver:
                 self._drive(operation, deadline, timeout)
             except BaseException:
                 if operation is not None and not operation.done():
-                    self._interrupt(operation)
+                    self.cancelling.abandon(operation)
                 raise
             self._settle()
             self._tell_all()
@@ -207,7 +205,7 @@ class Driver:
         try:
             with self.mutex.held(None if deadline is None else deadline - monotonic()) as held:
                 if not held:
-                    raise _timed_out(timeout)
+                    raise timed_out(timeout)
                 if self.mutex.depth > 1:
                     if self._driving:
                         raise errors.InterfaceError("the connection is used within a request of the same thread")
@@ -234,7 +232,7 @@ class Driver:
         self._mend()
         self._settle()
         if not self.core.closed:
-            self._end_abandoned()
+            self.cancelling.end_abandoned()
         self.mutex.disturbed = False
 
     def _mend(self, mine: object = None) -> None:
@@ -242,14 +240,14 @@ class Driver:
         watched = {each for each, _ in self._watched}
         awaited = {mine, *self.mutex.awaited}
         awaited.update([each.operation for each in awaited if isinstance(each, Turn)])
-        self.blocks.mend(watched, awaited)
+        mend(self.blocks, watched, awaited)
         self._watched[:] = [each for each in self._watched if each[0] in watched]
         self.listening.mend(watched)
         wanted = watched | awaited | self.blocks.operations
         for operation in self.core._unfinished():
             if operation not in wanted:
                 operation.abandon()
-        self.blocks.resume()
+        resume(self.blocks)
         self.listening.resume()
 
     def turn(self, start: Callable[[], core.Operation[Any]], via: Block | None, *, opens: bool = False) -> Turn:
@@ -285,17 +283,9 @@ class Driver:
         with self.mutex:
             self.blocks.release(block)
             if not self._driving:
-                self._end_abandoned()
+                self.cancelling.end_abandoned()
         if self._apart:
             self._see_apart()
-
-    def _end_abandoned(self, seconds: float = INTERRUPT_SECONDS) -> None:
-        """A channel may have been let go of: its end leaves, or what runs is cancelled, within so many seconds."""
-        if self.core.closed or self._cancel is not None:
-            return
-        self.core.flush()
-        if self.core.cancel_wanted() == core.NOW:
-            self._cancel_abandoned(seconds)
 
     def doom(self, block: Block) -> None:
         """Roll a block back, or let go of a channel, from wherever its end was noticed; what that needs leaves now."""
@@ -321,7 +311,7 @@ class Driver:
                 if self.mutex.disturbed:
                     self._recover()
                 self._settle()
-                self._end_abandoned(0.0)
+                self.cancelling.end_abandoned(0.0)
 
     def nudge(self, call: Callable[[], T]) -> T:
         """`call()`, and what it has written leaves at once: the server goes on while its caller does."""
@@ -380,7 +370,7 @@ class Driver:
         if isinstance(step, News):
             while not (step.operation.done() or step.operation.stirred):
                 self._wait_in_core(step.operation, _left(deadline, timeout))
-                self._grant_wish()
+                self.cancelling.grant_wish()
                 self._settle()
             return None
         if isinstance(step, Sent):
@@ -399,7 +389,7 @@ class Driver:
     ) -> None:
         """One slice of waiting: for `operation`, else for what the blocks are about, else for another thread."""
         self._settle()
-        self._grant_wish()
+        self.cancelling.grant_wish()
         if turn.decided:
             return
         left = _left(deadline, timeout)
@@ -417,7 +407,7 @@ class Driver:
     def _drive(self, operation: core.Operation[Any], deadline: float | None, timeout: float | None) -> None:
         while not operation.done():
             self._wait_in_core(operation, _left(deadline, timeout))
-            self._grant_wish()
+            self.cancelling.grant_wish()
             self._hand_over(NOTICES_SECONDS)
 
     def hear(self, box: Mailbox, deadline: float | None) -> None:
@@ -447,7 +437,7 @@ class Driver:
             if self.mutex.depth == 1 and self.mutex.disturbed:
                 self._recover()
             flags = core.CLOSED if self.core.closed else self.core.poll()
-            self._grant_wish()
+            self.cancelling.grant_wish()
             self._catch_up(None, None)
             if not flags & (core.WAIT_READ | core.IDLE):  # a channel is full: whoever has it sees to it
                 return 0, ELSEWHERE_SECONDS
@@ -511,7 +501,7 @@ class Driver:
                 if each in self._watched:
                     self._watched.remove(each)
         if closed:
-            self._drop_cancel()
+            self.cancelling.drop()
             self.core.close_fd()
             self._watched.clear()
             self.blocks.lost()
@@ -529,105 +519,22 @@ class Driver:
             self.listening.hand_over(seconds)
             self._notices.hand_over(seconds)
 
-    # -- cancelling
-
     def cancel(self, via: Block | None) -> None:
         """Cancel the running request at the server; returns when the CancelRequest's socket has reached its end."""
         self.check_process()
         self.blocks.check_cancel(Turn(self.core.start_close, via, threading.current_thread(), 0.0))
-        if self.core.closed:
-            raise errors.InterfaceError("the connection is closed")
-        if not self.core.in_flight or self._cancel is not None:
-            return
-        request = self._start_cancel()
-        self._finish_cancel(CANCEL_SECONDS)
-        if not request.delivered():
-            raise errors.OperationalError("the CancelRequest could not be delivered")
-
-    def _start_cancel(self) -> core.Cancel:
-        expires = monotonic() + CANCEL_SECONDS
-        self._cancel = under_way = self.core.start_cancel(), expires  # one that is not stored ends at once
-        return under_way[0]
-
-    def _interrupt(self, operation: core.Operation[Any]) -> None:
-        """Who waited goes away: its answer is read by the next verb, and its query is cancelled at the server."""
-        operation.abandon()
-        if self._cancel is None and not self.core.closed and self.core.cancel_wanted() == core.NOW:
-            self._cancel_abandoned()
-
-    def _cancel_abandoned(self, seconds: float = INTERRUPT_SECONDS) -> None:
-        self._abandoned = 0, 0.0
-        try:
-            request = self._start_cancel()
-        except errors.InterfaceError as error:  # no key
-            self.abort(f"a request could not be cancelled: {error}")
-            return
-        self._finish_cancel(seconds)  # where a signal handler raises, the next verb goes on with this
-        if request.done() and not request.delivered() and not self.core.closed:
-            self.abort("a CancelRequest was refused")  # nobody knows when what runs will end
-
-    def _grant_wish(self) -> None:
-        """Go on with a CancelRequest that was left under way: nothing else is sent before its end.
-
-        Another one where an abandoned request has run on for a while: the first may have come too early.
-        """
-        if self._cancel is not None:
-            self._finish_cancel(0.0)
-            return
-        if (head := self.core.abandoned_head) == 0:
-            return
-        number, since = self._abandoned
-        if number != head:
-            self._abandoned = head, monotonic()
-        elif monotonic() - since >= GRACE_SECONDS:
-            self._cancel_abandoned()
-
-    def _finish_cancel(self, seconds: float) -> None:
-        """Drive the CancelRequest under way to its end, for at most so long; when its own time is up all is over.
-
-        Nor does it outlive a connection that ends meanwhile.
-        """
-        leaving = self.core.closed
-        if (under_way := self._cancel) is None:
-            return
-        request, expires = under_way
-        until = min(monotonic() + seconds, expires)
-        while True:
-            flags = request.poll()
-            if request.done() or (self.core.closed and not leaving):
-                break
-            if (left := until - monotonic()) <= 0:
-                if until < expires:
-                    return
-                break
-            if (fd := request.fileno()) >= 0:  # else another thread has just seen its end
-                poller = select.poll()
-                poller.register(fd, select.POLLIN | (select.POLLOUT if flags & core.WAIT_WRITE else 0))
-                poller.poll(min(left, SLICE_SECONDS) * 1000)
-        in_time = request.done()
-        self._drop_cancel()
-        if not in_time and not self.core.closed:
-            self.abort(f"a CancelRequest was not answered within {CANCEL_SECONDS:g} s")
-
-    def _drop_cancel(self) -> None:
-        under_way, self._cancel = self._cancel, None
-        if under_way is not None:
-            under_way[0].close_fd()
-            self._stray = monotonic() + STRAY_SECONDS
+        self.cancelling.cancel()
 
     def _catch_up(self, deadline: float | None, timeout: float | None) -> None:
         """What an interrupted verb has left to do."""
-        if self._cancel is not None:
-            if self._cancel[1] < monotonic():  # nobody has looked at it meanwhile
-                self._cancel = self._cancel[0], monotonic() + CANCEL_SECONDS
-            self._finish_cancel(_left(deadline, timeout, CANCEL_SECONDS))
-        if self._stray and self._stray < monotonic():
-            self._stray = 0.0
-            self.core.cancel_too_old()
+        if self.cancelling.under_way is not None:
+            self.cancelling.go_on(_left(deadline, timeout, CANCEL_SECONDS))
+        if self.cancelling.stray:
+            self.cancelling.grow_old()
         apart = bool(self._apart)
         self._settle()
         if apart:
-            self._end_abandoned()
+            self.cancelling.end_abandoned()
 
     # -- start and ends
 
@@ -678,14 +585,8 @@ class Driver:
     def leave(self) -> None:
         """End the connection now, the running request at the server as well: the way out by an exception."""
         try:
-            if not self.core.closed and self.core.in_flight and self._cancel is None and self.ours:
-                with contextlib.suppress(errors.InterfaceError):  # no key: it ends when the server notices
-                    request, expires = self.core.start_cancel(), monotonic() + CANCEL_SECONDS
-                    self.terminate()
-                    self._cancel = request, expires
-            if self._cancel is not None:
-                self._finish_cancel(INTERRUPT_SECONDS)
-                self._drop_cancel()
+            if self.ours:
+                self.cancelling.leave(self.terminate)
         finally:
             self.terminate()
 
@@ -724,7 +625,7 @@ def _left(deadline: float | None, timeout: float | None, at_most: float = SLICE_
     if deadline is None:
         return at_most
     if (left := deadline - monotonic()) <= 0:
-        raise _timed_out(timeout)
+        raise timed_out(timeout)
     return min(left, at_most)
 
 
@@ -733,7 +634,3 @@ def _failed(callback: str, error: BaseException) -> None:
     if not isinstance(error, Exception):
         raise error
     _log.error("exception in %s of a pgpoll connection", callback, exc_info=error)
-
-
-def _timed_out(timeout: float | None) -> errors.QueryTimeout:
-    return errors.QueryTimeout(f"the request took longer than {timeout:g} s")

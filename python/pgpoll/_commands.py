@@ -225,8 +225,8 @@ class Commands:
         """The server has answered a start or an end, or never will."""
         if control.decided:
             return
-        control.tag, control.error = _outcome(control.operations)
-        block, failed = control.block, control.error is not None
+        control.tag, error = _outcome(control.operations)
+        control.error, block, failed = error, control.block, error is not None
         if self._core.closed:  # lost() follows
             self.busy.pop(block, None)
             control.decided = True
@@ -234,8 +234,8 @@ class Commands:
             return
         if block.state is STARTING and not failed:
             block.state = OPEN
-        elif control.error is not None and block.state in (STARTING, DOOMED):
-            self._not_begun(block, control.error, sent=control.sent, rides=False)
+        elif error is not None and block.state in (STARTING, DOOMED):
+            self._not_begun(block, error, sent=control.sent, rides=False)
         elif block.state is ENDING:
             outcome = ROLLED_BACK
             if control.commit and not failed and control.tag != "ROLLBACK":
@@ -246,7 +246,7 @@ class Commands:
         control.decided = True  # not before: see _mending.mend
         self._advance(control)
 
-    def _not_begun(self, block: Block, error: BaseException, *, sent: bool, rides: bool) -> None:
+    def _not_begun(self, block: Block, error: errors.Error, *, sent: bool, rides: bool) -> None:
         """BEGIN or SAVEPOINT has failed, or was never sent; `rides`: nor was then what it would have ridden with."""
         block.begun = sent and not block.savepoint and self._core.transaction_status != "I"
         if block.state is DOOMED:
@@ -254,7 +254,7 @@ class Commands:
         if rides and not sent:
             block.state = LAZY
         elif block.lazy:
-            block.state, block.error = FAILED, error
+            block.state, block.error, block.told = FAILED, error, rides
         elif block.begun:
             self.doom(block)
         else:
@@ -282,7 +282,7 @@ class Commands:
             self._engine.abort(f"a transaction could not be rolled back: {error}")
 
 
-def _outcome(operations: Sequence[core.Operation[Any]]) -> tuple[str, Exception | None]:
+def _outcome(operations: Sequence[core.Operation[Any]]) -> tuple[str, errors.Error | None]:
     """The last one's tag, and the first one's error that has one."""
     tag = ""
     for operation in operations:

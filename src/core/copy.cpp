@@ -56,14 +56,7 @@ operation_ptr session::start_copy_out(std::string sql, std::string query) {
 
 exchange session::copy_in(operation_ptr op) {
   co_await write_turn();
-  const auto answer = co_await copy_response(*op);
-  if (answer.type != backend::copy_in_response) {
-    co_await refuse_copy(answer, answer.type == backend::command_complete ? no_data_wanted : out_wanted);
-    sync(*running_);
-    ready_for_query(co_await next_message());
-    co_return;
-  }
-  check_copy_response(answer);
+  if (!co_await copy_begins(*op, backend::copy_in_response, out_wanted)) co_return;
   op->feeding = operation::feeding::open;
   if (op->abandoned)
     fail_feed(*op, "the client gave up");
@@ -77,14 +70,7 @@ exchange session::copy_in(operation_ptr op) {
 
 exchange session::copy_out(operation_ptr op) {
   co_await write_turn();
-  const auto answer = co_await copy_response(*op);
-  if (answer.type != backend::copy_out_response) {
-    co_await refuse_copy(answer, answer.type == backend::command_complete ? no_data_wanted : in_wanted);
-    sync(*running_);
-    ready_for_query(co_await next_message());
-    co_return;
-  }
-  check_copy_response(answer);
+  if (!co_await copy_begins(*op, backend::copy_out_response, in_wanted)) co_return;
   out().sync();
   running_->synced = true;
   if (op->results.back().columns) stir(op);  // its columns are known
@@ -106,8 +92,9 @@ exchange session::copy_out(operation_ptr op) {
 }
 
 // Parse, Bind, Execute, Flush, and before them what describes the data where that is asked for: within the same
-// implicit transaction, so that what is described can't change before it is copied.
-step<wire::message> session::copy_response(operation& op) {
+// implicit transaction, so that what is described can't change before it is copied. False where the answer is not the
+// one that is wanted: it has been refused, and the exchange is over.
+step<bool> session::copy_begins(operation& op, backend wanted, const char* why_not) {
   if (!op.query.empty()) out().parse({}, op.query).describe_statement({});
   out().parse({}, op.sql).bind("", no_arguments, std::array<column, 0>{}).execute();
   await_copy(*running_);
@@ -127,7 +114,15 @@ step<wire::message> session::copy_response(operation& op) {
   expect(co_await next_message(), backend::parse_complete);
   expect(co_await next_message(), backend::bind_complete);
   running_->bound = true;
-  co_return co_await next_message();
+  const auto answer = co_await next_message();
+  if (answer.type == wanted) {
+    check_copy_response(answer);
+    co_return true;
+  }
+  co_await refuse_copy(answer, answer.type == backend::command_complete ? no_data_wanted : why_not);
+  sync(*running_);
+  ready_for_query(co_await next_message());
+  co_return false;
 }
 
 // ---- from the face

@@ -41,12 +41,8 @@ step<bool> session::read_preamble() {
 
 exchange session::execute(operation_ptr op, statement_ptr prepared, std::string arguments) {
   co_await write_turn();
-  if (!prepared || prepared->stale) {
-    auto supplied = co_await described(op);
-    if (!supplied) co_return;
-    prepared = op->statement;
-    arguments = std::move(*supplied);
-  }
+  if (!prepared || prepared->stale)
+    if (!co_await described(op, prepared, arguments)) co_return;
   auto closed = 0;
   if (!running_->parsed) {
     if (!write_preamble(*running_)) co_return;
@@ -87,21 +83,26 @@ exchange session::execute(operation_ptr op, statement_ptr prepared, std::string 
   ready_for_query(co_await next_message());
 }
 
-// A statement that was not known when it was asked for: its description, in op->statement, and then the arguments.
-// Where there are none no Bind follows, and the exchange is over; the statement stays cached.
-step<std::optional<std::string>> session::described(operation_ptr op) {
+// A statement that was not known when it was asked for: its description, and then the arguments. Where there are none,
+// false: no Bind follows, and the exchange is over; the statement stays cached.
+step<bool> session::described(operation_ptr op, statement_ptr& prepared, std::string& arguments) {
   std::string sql = op->statement ? op->statement->sql : op->sql;
   op->statement = cache_.find(sql);  // described meanwhile by a request ahead of this one
   if (!op->statement) {
-    if (!write_preamble(*running_)) co_return std::nullopt;
+    if (!write_preamble(*running_)) co_return false;
     op->statement = co_await describe(std::move(sql));
   }
   auto supplied = co_await encoded_arguments();
-  if (!supplied && running_->in_replies) {
+  if (supplied) {
+    prepared = op->statement;
+    arguments = std::move(*supplied);
+    co_return true;
+  }
+  if (running_->in_replies) {
     sync(*running_);
     ready_for_query(co_await next_message());
   }
-  co_return supplied;
+  co_return false;
 }
 
 // Bind, and where the statement is not kept on the server Parse before it and Describe behind; whether that was so.

@@ -220,7 +220,7 @@ class session {
   exchange open(operation_ptr op, statement_ptr prepared = nullptr, std::string arguments = {});
   exchange fetch(operation_ptr op);
   exchange portal_end(operation_ptr op);
-  step<std::optional<std::string>> described(operation_ptr op);
+  step<bool> described(operation_ptr op, statement_ptr& prepared, std::string& arguments);
   bool bind(const statement& prepared, const std::string& arguments, const std::string& portal = {});
   step<bool> bound(operation_ptr op, bool unnamed);
   step<bool> rows_to_end(operation_ptr op);
@@ -232,7 +232,7 @@ class session {
   step<bool> authenticate_scram(std::string_view mechanisms);
   bool write_preamble(exchange_promise& p);  // false: it fails instead, and nothing is written
   step<bool> read_preamble();
-  step<wire::message> copy_response(operation& op);
+  step<bool> copy_begins(operation& op, wire::backend wanted, const char* why_not);
   step<bool> refuse_copy(wire::message response, const char* why);
   static const char* refusal_of(const wire::message& copy_response);
   void await_copy(exchange_promise& p);

@@ -110,18 +110,12 @@ void session::count_rows(const exchange_promise& p, std::size_t before) {
 
 exchange session::stream(operation_ptr op, statement_ptr prepared, std::string arguments) {
   co_await write_turn();
-  if (!prepared || prepared->stale) {
-    auto supplied = co_await described(op);
-    if (!supplied) co_return;
-    prepared = op->statement;
-    arguments = std::move(*supplied);
-  }
+  if (!prepared || prepared->stale)
+    if (!co_await described(op, prepared, arguments)) co_return;
   const bool unnamed = bind(*prepared, arguments);
   arguments = {};
   out().execute({}, op->portal->credit).flush();
   running_->sync_waits = prepared->verb == verb::copy;
-  if (!running_->in_replies) co_await reply_turn();
-
   co_await bound(op, unnamed);
   stir(op);  // the columns are known
   while (co_await rows_to_end(op)) {
@@ -136,12 +130,8 @@ exchange session::stream(operation_ptr op, statement_ptr prepared, std::string a
 
 exchange session::open(operation_ptr op, statement_ptr prepared, std::string arguments) {
   co_await write_turn();
-  if (!prepared || prepared->stale) {
-    auto supplied = co_await described(op);
-    if (!supplied) co_return;
-    prepared = op->statement;
-    arguments = std::move(*supplied);
-  }
+  if (!prepared || prepared->stale)
+    if (!co_await described(op, prepared, arguments)) co_return;
   const bool unnamed = bind(*prepared, arguments, op->portal->name);
   arguments = {};
   out().execute(op->portal->name, op->portal->credit);
@@ -149,8 +139,6 @@ exchange session::open(operation_ptr op, statement_ptr prepared, std::string arg
     await_copy(*running_);
   else
     sync(*running_);
-  if (!running_->in_replies) co_await reply_turn();
-
   co_await bound(op, unnamed);
   co_await rows_to_end(op);
   sync(*running_);
@@ -179,6 +167,7 @@ exchange session::portal_end(operation_ptr op) {
 
 // What answers Bind; then the rows have a place.
 step<bool> session::bound(operation_ptr op, bool unnamed) {
+  if (!running_->in_replies) co_await reply_turn();
   if (unnamed) expect(co_await next_message(), backend::parse_complete);
   expect(co_await next_message(), backend::bind_complete);
   running_->bound = true;

@@ -58,28 +58,6 @@ PyObject* start_connect_method(PyObject* object, PyObject*) {
   });
 }
 
-PyObject* start_execute_method(PyObject* object, PyObject* const* args, Py_ssize_t count) {
-  return guarded([&] { return start_execute(driver_of(object), args, count); });
-}
-
-template <PyObject* (*Start)(driver_object*, PyObject* const*, Py_ssize_t)>
-PyObject* start_with(PyObject* object, PyObject* const* args, Py_ssize_t count) {
-  return guarded([&] { return Start(driver_of(object), args, count); });
-}
-
-template <PyObject* (*Start)(driver_object*, PyObject*)>
-PyObject* start_sql(PyObject* object, PyObject* sql) {
-  return guarded([&] { return Start(driver_of(object), sql); });
-}
-
-PyObject* start_batch_method(PyObject* object, PyObject*) {
-  return guarded([&] { return start_batch(driver_of(object)); });
-}
-
-PyObject* start_close_method(PyObject* object, PyObject*) {
-  return guarded([&] { return start_close(driver_of(object)); });
-}
-
 PyObject* start_cancel_method(PyObject* object, PyObject*) {
   return guarded([&] { return start_cancel(as_connection(object)); });
 }
@@ -122,49 +100,6 @@ PyObject* terminate_method(PyObject* object, PyObject* args) {
   });
 }
 
-PyObject* next_stirred_method(PyObject* object, PyObject*) {
-  return guarded([&]() -> PyObject* {
-    if (!check_process(driver_of(object))) return nullptr;
-    return next_stirred(driver_of(object)).release();
-  });
-}
-
-PyObject* next_completed_method(PyObject* object, PyObject*) {
-  return guarded([&]() -> PyObject* {
-    if (!check_process(driver_of(object))) return nullptr;
-    auto operation = next_completed(driver_of(object));
-    return operation ? operation.release() : Py_NewRef(Py_None);
-  });
-}
-
-PyObject* abandoned_head(PyObject* object, void*) {
-  return PyLong_FromUnsignedLongLong(session_of(object).abandoned_head());
-}
-
-PyObject* cancel_too_old(PyObject* object, PyObject*) {
-  as_connection(object)->client->session().cancel_too_old();
-  Py_RETURN_NONE;
-}
-
-PyObject* cancel_wanted(PyObject* object, PyObject*) {
-  return PyLong_FromLong(static_cast<long>(session_of(object).cancel_wanted()));
-}
-
-PyObject* take_notices(PyObject* object, PyObject* const* args, Py_ssize_t count) {
-  return guarded([&] { return notices_list(*driver_of(object)->session, args, count); });
-}
-
-PyObject* keep_notifications(PyObject* object, PyObject* keep) {
-  const int kept = PyObject_IsTrue(keep);
-  if (kept < 0) return nullptr;
-  driver_of(object)->session->keep_notifications(kept == 1);
-  Py_RETURN_NONE;
-}
-
-PyObject* take_notifications(PyObject* object, PyObject* const* args, Py_ssize_t count) {
-  return guarded([&] { return notifications_list(*driver_of(object)->session, args, count); });
-}
-
 PyObject* wait(PyObject* object, PyObject* const* args, Py_ssize_t count) {
   if (count != 2) {
     PyErr_SetString(PyExc_TypeError, "wait(operation, seconds)");
@@ -182,9 +117,6 @@ PyObject* backend_pid(PyObject* object, void*) {
 PyObject* server_parameters(PyObject* object, void*) {
   return guarded([&] { return parameters_dict(session_of(object)); });
 }
-PyObject* transaction_status(PyObject* object, void*) {
-  return status_text(session_of(object));
-}
 PyObject* closed(PyObject* object, void*) {
   return PyBool_FromLong(session_of(object).ended());
 }
@@ -201,13 +133,6 @@ PyObject* news(PyObject* object, void*) {
   return PyBool_FromLong(driver_of(object)->observer != nullptr || session.has_notices() ||
                          session.has_notifications());
 }
-PyObject* in_flight(PyObject* object, void*) {
-  return PyLong_FromSize_t(session_of(object).in_flight());
-}
-PyObject* quiet(PyObject* object, void*) {
-  return PyBool_FromLong(session_of(object).quiet());
-}
-
 PyObject* repr(PyObject* object) {
   auto* self = as_connection(object);
   const auto& session = self->client->session();
@@ -265,18 +190,6 @@ PyObject* unfinished(PyObject* object, PyObject*) {
 
 PyMethodDef methods[] = {
     {"start_connect", start_connect_method, METH_NOARGS, "Connects, at the next poll() on; once."},
-    {"start_execute", method(start_execute_method), METH_FASTCALL, "One statement with its arguments: a Result."},
-    {"start_prepare", start_sql<start_prepare>, METH_O, "Parses and describes: a PreparedStatement."},
-    {"start_script", start_sql<start_script>, METH_O, "Several statements, simple protocol: a list of Results."},
-    {"start_command", start_sql<start_command>, METH_O, "One statement without arguments or rows: its tag."},
-    {"_start_behind", start_sql<start_behind>, METH_VARARGS,
-     "_start_behind(commands, outermost, start): a block begins."},
-    {"start_batch", start_batch_method, METH_NOARGS, "Many items under one Sync: add() and end() them."},
-    {"start_executemany", start_sql<start_executemany>, METH_O,
-     "One statement for many rows: feed_rows() and end() it."},
-    {"start_copy_in", method(start_with<start_copy_in>), METH_FASTCALL, "COPY FROM STDIN, to be fed."},
-    {"start_copy_out", method(start_with<start_copy_out>), METH_FASTCALL, "COPY TO STDOUT, to be taken from."},
-    {"start_close", start_close_method, METH_NOARGS, "Serves what was accepted, then ends the connection."},
     {"start_cancel", start_cancel_method, METH_NOARGS, "A CancelRequest on its own socket: a Cancel."},
     {"poll", poll, METH_NOARGS, "All the progress that can be made without blocking: flags."},
     {"flush", flush_method, METH_NOARGS, "Sends what it can, reads nothing: WAIT_WRITE or 0."},
@@ -284,13 +197,6 @@ PyMethodDef methods[] = {
     {"close_fd", close_fd_method, METH_NOARGS, "Closes the socket now; unregister it first."},
     {"terminate", terminate_method, METH_VARARGS,
      "terminate(why): ends everything now; the socket stays open until close_fd()."},
-    {"next_completed", next_completed_method, METH_NOARGS, "The oldest finished operation not yet taken, or None."},
-    {"next_stirred", next_stirred_method, METH_NOARGS, "The next channel that has stirred, or None."},
-    {"cancel_too_old", cancel_too_old, METH_NOARGS, "A CancelRequest of ours can't strike any more."},
-    {"cancel_wanted", cancel_wanted, METH_NOARGS, "NONE, NOW or GRACE, after each abandon() and poll()."},
-    {"take_notices", method(take_notices), METH_FASTCALL, "The oldest notices not yet taken: dicts by field code."},
-    {"keep_notifications", keep_notifications, METH_O, "Whether notifications are kept until they are taken."},
-    {"take_notifications", method(take_notifications), METH_FASTCALL, "The oldest not yet taken."},
     {"_unfinished", unfinished, METH_NOARGS, "The Operations in flight that somebody should want."},
     {"wait", method(wait), METH_FASTCALL, "wait(operation, seconds): polls until it is done; False when time is up."},
     {nullptr, nullptr, 0, nullptr}};
@@ -298,14 +204,10 @@ PyMethodDef methods[] = {
 PyGetSetDef properties[] = {
     {"backend_pid", backend_pid, nullptr, "0 before it is known.", nullptr},
     {"server_parameters", server_parameters, nullptr, "A copy of what ParameterStatus has told.", nullptr},
-    {"transaction_status", transaction_status, nullptr, "'I', 'T' or 'E'; '' before the first ReadyForQuery.", nullptr},
     {"closed", closed, nullptr, "Lost or closed.", nullptr},
     {"why_closed", why_closed, nullptr, "The error that ended it, made anew; None while it is open.", nullptr},
-    {"abandoned_head", abandoned_head, nullptr, "The number of the abandoned request that runs; 0 for none.", nullptr},
     {"notices_dropped", notices_dropped, nullptr, "How many, because nobody took those before.", nullptr},
     {"_news", news, nullptr, "Whether notices or notifications wait to be taken, or somebody observes.", nullptr},
-    {"in_flight", in_flight, nullptr, "Requests started and not finished; abandoned ones until drained.", nullptr},
-    {"quiet", quiet, nullptr, "Nothing in flight and nothing to send.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
 }  // namespace
@@ -315,20 +217,16 @@ PyTypeObject* connection_type() {
 }
 
 int register_connection(PyObject* module) {
-  static std::vector<PyMethodDef> all;
-  for (const auto* each = methods; each->ml_name != nullptr; ++each) all.push_back(*each);
-  for (const auto* each = loop_methods; each->ml_name != nullptr; ++each) all.push_back(*each);
-  for (const auto* each = stream_methods; each->ml_name != nullptr; ++each) all.push_back(*each);
-  for (const auto* each = observing_methods; each->ml_name != nullptr; ++each) all.push_back(*each);
-  all.push_back({});
+  static auto all_methods = joined({methods, driver_methods, loop_methods, stream_methods, observing_methods});
+  static auto all_properties = joined({properties, driver_properties});
   PyType_Slot slots[] = {{Py_tp_new, slot(make)},
                          {Py_tp_dealloc, slot(dealloc)},
                          {Py_tp_finalize, slot(finalize)},
                          {Py_tp_traverse, slot(traverse)},
                          {Py_tp_clear, slot(clear)},
                          {Py_tp_repr, slot(repr)},
-                         {Py_tp_methods, all.data()},
-                         {Py_tp_getset, properties},
+                         {Py_tp_methods, all_methods.data()},
+                         {Py_tp_getset, all_properties.data()},
                          {Py_tp_doc, const_cast<char*>("One connection on the poll API; see core.pyi.")},
                          {0, nullptr}};
   PyType_Spec spec = {"pgpoll.core.Connection", sizeof(connection_object), 0,

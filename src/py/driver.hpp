@@ -98,6 +98,8 @@ ref next_stirred(driver_object* driver);
 PyObject* unfinished_operations(driver_object* driver);
 
 // What the Python types share.
+extern PyMethodDef driver_methods[];
+extern PyGetSetDef driver_properties[];
 int traverse_driver(driver_object* driver, visitproc visit, void* arg);
 void release_operations(driver_object* driver);  // lets go of all its Operations
 void fail_for_drop(driver_object* driver);       // the driver is dropped: every operation ends

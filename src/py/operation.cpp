@@ -346,14 +346,8 @@ PyObject* operation_result(operation_object* handle) {
 }
 
 int register_operation(PyObject* module) {
-  static std::vector<PyMethodDef> all_methods;
-  for (const auto* table : {methods, row_methods, copy_methods})
-    for (const auto* each = table; each->ml_name != nullptr; ++each) all_methods.push_back(*each);
-  all_methods.push_back({});
-  static std::vector<PyGetSetDef> all_properties;
-  for (const auto* table : {properties, copy_properties})
-    for (const auto* each = table; each->name != nullptr; ++each) all_properties.push_back(*each);
-  all_properties.push_back({});
+  static auto all_methods = joined({methods, row_methods, copy_methods});
+  static auto all_properties = joined({properties, copy_properties});
   PyType_Slot slots[] = {{Py_tp_dealloc, slot(dealloc)},
                          {Py_tp_traverse, slot(traverse)},
                          {Py_tp_clear, slot(clear)},

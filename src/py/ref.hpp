@@ -5,10 +5,12 @@
 #include <Python.h>
 
 #include <exception>
+#include <initializer_list>
 #include <new>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace pgpoll::py {
 
@@ -116,6 +118,22 @@ void* slot(Function* function) {
 template <class Function>
 PyCFunction method(Function* function) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+// Tables of methods, or of properties, made one.
+inline bool is_end(const PyMethodDef& entry) {
+  return entry.ml_name == nullptr;
+}
+inline bool is_end(const PyGetSetDef& entry) {
+  return entry.name == nullptr;
+}
+template <class Entry>
+std::vector<Entry> joined(std::initializer_list<const Entry*> tables) {
+  std::vector<Entry> all;
+  for (const auto* table : tables)
+    for (const auto* each = table; !is_end(*each); ++each) all.push_back(*each);
+  all.push_back({});
+  return all;
 }
 
 }  // namespace pgpoll::py

@@ -89,6 +89,7 @@ async def test_f56_more_than_a_message_takes(assert_sane: Sanity) -> None:
     assert_sane.blocking_allowed = True
     proxy = assert_sane.through()
     conn = await assert_sane.connect(proxy)
+    wide = f"select $1::bytea{', 1' * 1600}"  # what says in which format each column is to come takes its room, too
     one, two = "select length($1::bytea)", "select length($1::bytea) + length($2::bytea)"
     lazily = mmap.mmap(-1, 1 << 32, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # no page of it is there
     with (
@@ -96,11 +97,12 @@ async def test_f56_more_than_a_message_takes(assert_sane: Sanity) -> None:
         memoryview(lazily) as all_of_it,
         all_of_it[: 1 << 31] as half,
         all_of_it[: (1 << 30) - (1 << 20)] as most,
+        all_of_it[: (1 << 30) - 2000] as nearly,
         all_of_it[: 16 << 20] as little,
     ):
         for sql, args in (
             *((one, (too_much,)) for too_much in (all_of_it, half, bytes((1 << 30) + 5))),
-            *((two, (half, half)), (two, (little, half)), (two, (little, most))),
+            *((two, (half, half)), (two, (little, half)), (two, (little, most)), (wide, (nearly,))),
         ):
             await conn.prepare(sql)
             most_memory()

@@ -80,8 +80,8 @@ bool read_sql(PyObject* sql, std::string_view& out) {
     raise_interface_error("sql has a NUL character");
     return false;
   }
-  if (out.size() > (std::size_t{1} << 30) - 1024) {
-    raise_interface_error("sql is longer than 1 GiB");
+  if (out.size() > wire::max_content) {
+    raise_interface_error("sql takes about 1 GiB or more, and the server takes no such message");
     return false;
   }
   return true;

@@ -15,6 +15,8 @@ namespace pgpoll::wire {
 
 // The server refuses messages from 1 GiB on (MaxAllocSize), so nothing larger is begun.
 inline constexpr std::size_t max_message = (std::size_t{1} << 30) - 2;
+// Of a statement's text, or of its parameters: room is left for the types and formats of 65,535 of them, and names.
+inline constexpr std::size_t max_content = max_message - (std::size_t{512} << 10);
 
 struct message_too_large : std::length_error {
   using std::length_error::length_error;

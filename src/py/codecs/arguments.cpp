@@ -76,7 +76,7 @@ void explain_refusal(const encoder& out, const std::string& what, PyObject* valu
 
 bool encoder::too_large() {
   raise_interface_error(
-      "the parameters take more than 1 GiB, and the server takes no such message; use COPY or large objects");
+      "the parameters take about 1 GiB or more, and the server takes no such message; use COPY or large objects");
   return false;
 }
 

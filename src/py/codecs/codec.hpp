@@ -13,6 +13,7 @@
 #include <string>
 
 #include "wire/bytes.hpp"
+#include "wire/frontend.hpp"
 
 namespace pgpoll::py {
 
@@ -24,7 +25,7 @@ struct codec;
 // written for each of millions of values is a comparison and a copy.
 class encoder {
  public:
-  static constexpr std::size_t limit = (std::size_t{1} << 30) - 1024;
+  static constexpr std::size_t limit = wire::max_content;
 
   explicit encoder(std::string& out) : out_(out), end_(out.size()) {}
   encoder(const encoder&) = delete;

@@ -145,10 +145,17 @@ def test_left_early(conn: sync.Connection, prefetch: int | None, inside: bool) -
 def test_errors(conn: sync.Connection) -> None:
     sql = "select 100 / (i - 10) as x, i from (select generate_series(1, $1::int4) as i) as t"
     for prefetch in (None, 3, 1000):
-        stream = conn.stream(sql, 100, prefetch=prefetch)
-        with pytest.raises(errors.DivisionByZero):
-            list(stream)
-        assert list(stream) == []
+        for inside in (False, True):
+            tx = conn.transaction()
+            if inside:
+                tx.start()
+            with conn.stream(sql, 100, prefetch=prefetch) as stream:
+                with pytest.raises(errors.DivisionByZero):
+                    list(stream)
+                assert list(stream) == []
+            assert stream.rowcount == 9
+            if inside:
+                tx.rollback()
         with pytest.raises(pgpoll.DataError, match=r"\$1"):
             next(conn.stream(sql, "x", prefetch=prefetch))
         stream = conn.stream(

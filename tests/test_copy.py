@@ -417,6 +417,14 @@ async def test_types(conn: pgpoll.Connection) -> None:
     await conn.execute("drop domain copied_small cascade")
 
 
+async def test_no_columns_at_all(conn: pgpoll.Connection) -> None:
+    with pytest.raises(pgpoll.InterfaceError, match="columns is empty"):
+        await conn.copy_records("t", [()], columns=[])
+    await conn.execute("create temp table nothing ()")
+    assert (await conn.copy_records("nothing", [(), ()])).rowcount == 2
+    assert await conn.fetchval("select count(*) from nothing") == 2
+
+
 async def test_names_are_quoted(conn: pgpoll.Connection) -> None:
     schema, table = 'Sche"ma.x', 'ta"ble; drop'
     quoted = ".".join('"' + each.replace('"', '""') + '"' for each in (schema, table))
@@ -677,6 +685,9 @@ async def test_an_error_half_way(conn: pgpoll.Connection) -> None:
         ("select 1 as a, 2 as a", [(1, 2)]),
         ("select '10.0.0.1'::inet as a, null::point, 5 as a", [("10.0.0.1", None, 5)]),
         ("insert into t values (9, 'nine') returning t, i", [("nine", 9)]),
+        ("insert into t values (9, 'nine') returning point(i, 1), t", [("(9,1)", "nine")]),
+        ("-- gone\n delete from t where i < 3 returning '::1'::inet, i ;", [("::1", 1), ("::1", 2)]),
+        (" /* all of\nit */ -- as it is\n copy t to stdout", ROWS),
         ("select from t", [(), (), ()]),
         ("select 1 where false", []),
     ],

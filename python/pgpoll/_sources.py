@@ -190,7 +190,7 @@ class Portal:
             rows = self._giving.take_rows(room)
             try:
                 self._more = self._giving.result()
-            except Exception:  # told behind the rows that have come before it
+            except errors.Error:  # told behind the rows that have come before it
                 self._more = False
         if not rows and not self._more and self._asked is None:
             assert self._giving is not None

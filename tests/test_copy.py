@@ -703,6 +703,9 @@ async def test_queries_that_can_not_be_copied(conn: pgpoll.Connection) -> None:
     for sql in ("create temp table u ()", "insert into t values (1)", ""):
         with pytest.raises(pgpoll.Error):
             await anext(conn.copy_out_records(sql))
+    for wrong in (5, None, b"select 1"):
+        with pytest.raises(pgpoll.InterfaceError, match="sql must be str, not"):
+            await anext(conn.copy_out_records(wrong))  # type: ignore[arg-type]
     with pytest.raises(pgpoll.ProgrammingError, match="parameter"):
         await anext(conn.copy_out_records("select $1::int4"))
     with pytest.raises(pgpoll.ProgrammingError):

@@ -233,6 +233,8 @@ _WITHOUT_OPTIONS = "copy_out_records() takes a query, or COPY ... TO STDOUT with
 
 def _query_of(sql: str) -> str:
     """The query whose rows are copied; of a COPY ... TO STDOUT without options, the one that it stands for."""
+    if not isinstance(sql, str):
+        raise errors.InterfaceError(f"sql must be str, not {type(sql).__name__}")
     text = _BLANK.sub("", sql, count=1).rstrip().rstrip(";").rstrip()
     if (copy := _COPY.fullmatch(text)) is None:
         if text[:4].upper() == "COPY":

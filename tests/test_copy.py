@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import contextvars
 import dataclasses
 import datetime as dt
@@ -13,12 +14,13 @@ import enum
 import gc
 import io
 import itertools
+import os
 import time
 import uuid
 from collections import OrderedDict, UserDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pytest
 
@@ -578,7 +580,60 @@ async def test_the_records_line_of_a_servers_error(conn: pgpoll.Connection) -> N
     assert caught.value.copy_line == 7
 
 
+@contextlib.contextmanager
+def pipe(buffering: int) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Its two ends as files that do not block."""
+    ends = os.pipe()
+    for end in ends:
+        os.set_blocking(end, False)
+    with open(ends[0], "rb", buffering) as reader, open(ends[1], "wb", 0) as writer:
+        yield reader, writer
+
+
+async def test_a_file_that_does_not_block_is_no_source(conn: pgpoll.Connection) -> None:
+    """Where it has nothing now there may be more later: that is not its end."""
+    for buffering in (0, -1):
+        with pipe(buffering) as (reader, writer):
+            if buffering == 0:
+                writer.write(LINES)
+            with pytest.raises(BlockingIOError, match="blocks"):
+                await conn.copy_in(IN, reader)
+    assert await content(conn) == []
+
+
+class AsyncFile:
+    async def read(self, size: int) -> bytes:
+        raise AssertionError
+
+    async def write(self, data: bytes) -> int:
+        raise AssertionError
+
+
+@pytest.mark.filterwarnings("error")
+async def test_a_file_with_coroutines_is_refused(conn: pgpoll.Connection) -> None:
+    with pytest.raises(pgpoll.InterfaceError, match=r"AsyncFile.read\(\) is asynchronous: pass an iterable"):
+        await conn.copy_in(IN, AsyncFile())
+    with pytest.raises(pgpoll.InterfaceError, match=r"AsyncFile.write\(\) is asynchronous: iterate over copy_out\(\)"):
+        await conn.copy_out("copy (select 1) to stdout", AsyncFile())
+    gc.collect()
+    assert await content(conn) == []
+
+
 # -- copy_out
+
+
+async def test_a_file_that_does_not_block_is_no_target(conn: pgpoll.Connection) -> None:
+    """What finds no room would be lost."""
+    with pipe(0) as (_, writer), pytest.raises(BlockingIOError, match="blocks"):
+        await conn.copy_out("copy (select repeat('x', 999) from generate_series(1, 5000)) to stdout", writer)
+
+    class Lazy:
+        def write(self, data: Any) -> int:
+            return 0
+
+    with pytest.raises(BlockingIOError, match="blocks"):
+        await conn.copy_out("copy (select 1) to stdout", Lazy())
+    assert await content(conn) == []
 
 
 async def test_targets(conn: pgpoll.Connection, tmp_path: Path) -> None:

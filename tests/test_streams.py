@@ -274,7 +274,7 @@ async def test_rows_before_an_error_are_given_first(
     tx = conn.transaction()
     if inside:
         await tx.start()
-    seen = []
+    seen: list[int] = []
     async with conn.stream("select i, 1 / (20 - i) from generate_series(1, 50) as i", prefetch=prefetch) as rows:
         assert rows.columns is not None
         with pytest.raises(errors.DivisionByZero):

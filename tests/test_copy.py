@@ -26,6 +26,7 @@ import pytest
 
 import pgpoll
 from pgpoll import core, errors, sync
+from pgpoll._turns import carried
 
 LINES = b"1\tone\n2\t\\N\n3\t\xc3\xa9\n"
 ROWS = [(1, "one"), (2, None), (3, "é")]
@@ -213,6 +214,26 @@ async def test_cancelled_anywhere_all_or_nothing_is_copied(conn: pgpoll.Connecti
         assert task.cancelled() == asked
         assert await conn.fetchval("select count(*) from t") in (0, 120_000 if verb == "copy_in" else 12_000)
         await conn.execute("truncate t")
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+async def test_who_goes_on_with_it_is_inside_of_it(conn: pgpoll.Connection, decoded: bool) -> None:
+    """Begun by another task: to wait for its end here, in the loop over it, would never end."""
+    query = "select repeat('x', 1000) from generate_series(1, 20000)"
+    copy: Any = conn.copy_out_records(query) if decoded else conn.copy_out(f"copy ({query}) to stdout")
+
+    async def begin() -> object:
+        return await anext(copy)
+
+    await asyncio.create_task(begin())
+    for _ in range(5000):
+        await anext(copy)
+        if copy._block in carried():
+            break
+    with pytest.raises(pgpoll.InterfaceError, match="a COPY is open here"):
+        await conn.execute("select 1", timeout=2)
+    await copy.aclose()
+    assert await conn.fetchval("select 1", timeout=2) == 1
 
 
 async def test_others_wait_for_its_end(conn: pgpoll.Connection) -> None:

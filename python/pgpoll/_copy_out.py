@@ -58,8 +58,9 @@ class Copying(Generic[T]):
 
     def _take(self) -> list[T]:
         """What has come and can be given out without waiting."""
-        if self._operation is None:
+        if self._operation is None or self._block is None:
             return []
+        self._driver.taken(self._block)
         if self._decoder is not None:
             taken: list[Any] = self._decoder.take()
         else:

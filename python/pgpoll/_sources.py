@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pgpoll import errors
 from pgpoll._flows import News, started
-from pgpoll._turns import COMMITTED, DOOMED, ENDED, carried
+from pgpoll._turns import COMMITTED, DOOMED, ENDED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,8 +98,7 @@ class Held:
         """See Source."""
         operation = self._operation
         assert operation is not None
-        if (block := self._hold.block) not in carried():
-            block.carry()  # it was handed over: whoever consumes it is inside of it
+        self._driver.taken(self._hold.block)
         done = operation.done()  # before the rows: another thread may drive
         try:
             rows = operation.take_rows(None if whole else self._half - self._consumed)

@@ -311,6 +311,13 @@ async def test_close_serves_what_was_accepted(dsn: str) -> None:
     assert conn.closed
     await conn.close()
     conn.terminate()
+    for verb in (
+        conn.fetchval("select 1", timeout=1),
+        conn.copy_in("copy t from stdin", b""),
+        conn.transaction().start(),
+    ):
+        with pytest.raises(pgpoll.InterfaceError, match="is closed"):
+            await verb
 
 
 async def test_close_cancels_what_was_abandoned(dsn: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import contextvars
 import dataclasses
 import datetime as dt
@@ -13,17 +14,19 @@ import enum
 import gc
 import io
 import itertools
+import os
 import time
 import uuid
 from collections import OrderedDict, UserDict
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pytest
 
 import pgpoll
 from pgpoll import core, errors, sync
+from pgpoll._turns import carried
 
 LINES = b"1\tone\n2\t\\N\n3\t\xc3\xa9\n"
 ROWS = [(1, "one"), (2, None), (3, "é")]
@@ -211,6 +214,26 @@ async def test_cancelled_anywhere_all_or_nothing_is_copied(conn: pgpoll.Connecti
         assert task.cancelled() == asked
         assert await conn.fetchval("select count(*) from t") in (0, 120_000 if verb == "copy_in" else 12_000)
         await conn.execute("truncate t")
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+async def test_who_goes_on_with_it_is_inside_of_it(conn: pgpoll.Connection, decoded: bool) -> None:
+    """Begun by another task: to wait for its end here, in the loop over it, would never end."""
+    query = "select repeat('x', 1000) from generate_series(1, 20000)"
+    copy: Any = conn.copy_out_records(query) if decoded else conn.copy_out(f"copy ({query}) to stdout")
+
+    async def begin() -> object:
+        return await anext(copy)
+
+    await asyncio.create_task(begin())
+    for _ in range(5000):
+        await anext(copy)
+        if copy._block in carried():
+            break
+    with pytest.raises(pgpoll.InterfaceError, match="a COPY is open here"):
+        await conn.execute("select 1", timeout=2)
+    await copy.aclose()
+    assert await conn.fetchval("select 1", timeout=2) == 1
 
 
 async def test_others_wait_for_its_end(conn: pgpoll.Connection) -> None:
@@ -417,6 +440,14 @@ async def test_types(conn: pgpoll.Connection) -> None:
     await conn.execute("drop domain copied_small cascade")
 
 
+async def test_no_columns_at_all(conn: pgpoll.Connection) -> None:
+    with pytest.raises(pgpoll.InterfaceError, match="columns is empty"):
+        await conn.copy_records("t", [()], columns=[])
+    await conn.execute("create temp table nothing ()")
+    assert (await conn.copy_records("nothing", [(), ()])).rowcount == 2
+    assert await conn.fetchval("select count(*) from nothing") == 2
+
+
 async def test_names_are_quoted(conn: pgpoll.Connection) -> None:
     schema, table = 'Sche"ma.x', 'ta"ble; drop'
     quoted = ".".join('"' + each.replace('"', '""') + '"' for each in (schema, table))
@@ -570,7 +601,60 @@ async def test_the_records_line_of_a_servers_error(conn: pgpoll.Connection) -> N
     assert caught.value.copy_line == 7
 
 
+@contextlib.contextmanager
+def pipe(buffering: int) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Its two ends as files that do not block."""
+    ends = os.pipe()
+    for end in ends:
+        os.set_blocking(end, False)
+    with open(ends[0], "rb", buffering) as reader, open(ends[1], "wb", 0) as writer:
+        yield reader, writer
+
+
+async def test_a_file_that_does_not_block_is_no_source(conn: pgpoll.Connection) -> None:
+    """Where it has nothing now there may be more later: that is not its end."""
+    for buffering in (0, -1):
+        with pipe(buffering) as (reader, writer):
+            if buffering == 0:
+                writer.write(LINES)
+            with pytest.raises(BlockingIOError, match="blocks"):
+                await conn.copy_in(IN, reader)
+    assert await content(conn) == []
+
+
+class AsyncFile:
+    async def read(self, size: int) -> bytes:
+        raise AssertionError
+
+    async def write(self, data: bytes) -> int:
+        raise AssertionError
+
+
+@pytest.mark.filterwarnings("error")
+async def test_a_file_with_coroutines_is_refused(conn: pgpoll.Connection) -> None:
+    with pytest.raises(pgpoll.InterfaceError, match=r"AsyncFile.read\(\) is asynchronous: pass an iterable"):
+        await conn.copy_in(IN, AsyncFile())
+    with pytest.raises(pgpoll.InterfaceError, match=r"AsyncFile.write\(\) is asynchronous: iterate over copy_out\(\)"):
+        await conn.copy_out("copy (select 1) to stdout", AsyncFile())
+    gc.collect()
+    assert await content(conn) == []
+
+
 # -- copy_out
+
+
+async def test_a_file_that_does_not_block_is_no_target(conn: pgpoll.Connection) -> None:
+    """What finds no room would be lost."""
+    with pipe(0) as (_, writer), pytest.raises(BlockingIOError, match="blocks"):
+        await conn.copy_out("copy (select repeat('x', 999) from generate_series(1, 5000)) to stdout", writer)
+
+    class Lazy:
+        def write(self, data: Any) -> int:
+            return 0
+
+    with pytest.raises(BlockingIOError, match="blocks"):
+        await conn.copy_out("copy (select 1) to stdout", Lazy())
+    assert await content(conn) == []
 
 
 async def test_targets(conn: pgpoll.Connection, tmp_path: Path) -> None:
@@ -677,6 +761,9 @@ async def test_an_error_half_way(conn: pgpoll.Connection) -> None:
         ("select 1 as a, 2 as a", [(1, 2)]),
         ("select '10.0.0.1'::inet as a, null::point, 5 as a", [("10.0.0.1", None, 5)]),
         ("insert into t values (9, 'nine') returning t, i", [("nine", 9)]),
+        ("insert into t values (9, 'nine') returning point(i, 1), t", [("(9,1)", "nine")]),
+        ("-- gone\n delete from t where i < 3 returning '::1'::inet, i ;", [("::1", 1), ("::1", 2)]),
+        (" /* all of\nit */ -- as it is\n copy t to stdout", ROWS),
         ("select from t", [(), (), ()]),
         ("select 1 where false", []),
     ],
@@ -692,6 +779,9 @@ async def test_queries_that_can_not_be_copied(conn: pgpoll.Connection) -> None:
     for sql in ("create temp table u ()", "insert into t values (1)", ""):
         with pytest.raises(pgpoll.Error):
             await anext(conn.copy_out_records(sql))
+    for wrong in (5, None, b"select 1"):
+        with pytest.raises(pgpoll.InterfaceError, match="sql must be str, not"):
+            await anext(conn.copy_out_records(wrong))  # type: ignore[arg-type]
     with pytest.raises(pgpoll.ProgrammingError, match="parameter"):
         await anext(conn.copy_out_records("select $1::int4"))
     with pytest.raises(pgpoll.ProgrammingError):

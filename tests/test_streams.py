@@ -251,13 +251,41 @@ async def test_errors_of_the_server(conn: pgpoll.Connection, prefetch: int | Non
     with pytest.raises(errors.DivisionByZero):
         async for row in stream:
             seen.append(row.i)  # noqa: PERF401
-    assert seen == list(range(1, len(seen) + 1))
-    assert stream.rowcount == len(seen)
+    assert seen == list(range(1, 10))
+    assert stream.rowcount == 9
     assert [row async for row in stream] == []
     for bad in ("select * from nowhere", "select 1; select 2", "select"):
         if not inside and bad != "select":
             with pytest.raises(errors.Error):
                 await anext(conn.stream(bad, prefetch=prefetch))
+    if inside:
+        assert conn.transaction_status == "E"
+        await tx.rollback()
+    assert await conn.fetchval("select 1") == 1
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("prefetch", [None, 7, 1000])
+async def test_rows_before_an_error_are_given_first(
+    conn: pgpoll.Connection, prefetch: int | None, inside: bool, whole: bool
+) -> None:
+    """Those of a fetch that failed, and of one that has failed when `async with` is entered; once, and then the end."""
+    tx = conn.transaction()
+    if inside:
+        await tx.start()
+    seen: list[int] = []
+    async with conn.stream("select i, 1 / (20 - i) from generate_series(1, 50) as i", prefetch=prefetch) as rows:
+        assert rows.columns is not None
+        with pytest.raises(errors.DivisionByZero):
+            if whole:
+                async for batch in rows.batches():
+                    seen.extend(row.i for row in batch)
+            async for row in rows:
+                seen.append(row.i)  # noqa: PERF401
+        assert seen == list(range(1, 20))
+        assert rows.rowcount == 19
+        assert [row async for row in rows] == []
     if inside:
         assert conn.transaction_status == "E"
         await tx.rollback()

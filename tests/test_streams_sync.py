@@ -88,6 +88,28 @@ def test_another_thread_waits_for_its_end(conn: sync.Connection) -> None:
     assert answers == [7]
 
 
+@pytest.mark.parametrize("kind", ["stream", "copy_out_records", "copy_out"])
+def test_the_thread_that_consumes_it_owns_it(conn: sync.Connection, kind: str) -> None:
+    """Begun by another: its own requests raise, where they would wait for their own thread; the other's wait."""
+    query = "select repeat('x', 1000) from generate_series(1, 20000)"
+    rows: Any = getattr(conn, kind)(f"copy ({query}) to stdout" if kind == "copy_out" else query)
+    begun = threading.Thread(target=next, args=(rows,))
+    begun.start()
+    begun.join()
+    for _ in range(5000):
+        next(rows)
+        if conn._driver.blocks.stack[0].owner is threading.current_thread():
+            break
+    with pytest.raises(pgpoll.InterfaceError, match="is open here"):
+        conn.execute("select 1", timeout=2)
+    told: list[Any] = []
+    other = threading.Thread(target=lambda: told.append(conn.fetchval("select 7", timeout=5)))
+    other.start()
+    rows.close()
+    other.join()
+    assert told == [7]
+
+
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("prefetch", [10, None])
 def test_left_early(conn: sync.Connection, prefetch: int | None, inside: bool) -> None:
@@ -145,10 +167,17 @@ def test_left_early(conn: sync.Connection, prefetch: int | None, inside: bool) -
 def test_errors(conn: sync.Connection) -> None:
     sql = "select 100 / (i - 10) as x, i from (select generate_series(1, $1::int4) as i) as t"
     for prefetch in (None, 3, 1000):
-        stream = conn.stream(sql, 100, prefetch=prefetch)
-        with pytest.raises(errors.DivisionByZero):
-            list(stream)
-        assert list(stream) == []
+        for inside in (False, True):
+            tx = conn.transaction()
+            if inside:
+                tx.start()
+            with conn.stream(sql, 100, prefetch=prefetch) as stream:
+                with pytest.raises(errors.DivisionByZero):
+                    list(stream)
+                assert list(stream) == []
+            assert stream.rowcount == 9
+            if inside:
+                tx.rollback()
         with pytest.raises(pgpoll.DataError, match=r"\$1"):
             next(conn.stream(sql, "x", prefetch=prefetch))
         stream = conn.stream(

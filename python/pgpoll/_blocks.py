@@ -142,7 +142,7 @@ class Blocks:
     def line_up(self, turn: Turn) -> None:
         """Let it wait for its turn. Raises InterfaceError where the connection takes no more, BusyError for now."""
         if self.closing and not any(self.inside(turn)):
-            raise errors.InterfaceError("the connection is closing")
+            raise errors.InterfaceError(f"the connection is {'closed' if self._core.closed else 'closing'}")
         if self._max_queued is not None and (queued := len(self._line) + self._core.in_flight) >= self._max_queued:
             raise errors.BusyError(f"client is busy: {queued} requests are queued")
         if self.opens(turn.via, turn.who, turn.carried):

@@ -58,8 +58,9 @@ class Copying(Generic[T]):
 
     def _take(self) -> list[T]:
         """What has come and can be given out without waiting."""
-        if self._operation is None:
+        if self._operation is None or self._block is None:
             return []
+        self._driver.taken(self._block)
         if self._decoder is not None:
             taken: list[Any] = self._decoder.take()
         else:
@@ -222,6 +223,8 @@ class BlockingCopyOut(Copying[T]):
 
 # By the type's output function, which its cast to text need not be; not null in the sense of IS DISTINCT FROM.
 _AS_TEXT = "case when {0} is distinct from null then pg_catalog.format('%s', {0}) end"
+_BLANK = re.compile(r"(?:\s+|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*", re.DOTALL)
+_WRITES = re.compile(r"(?:insert|update|delete|merge)\b", re.IGNORECASE)
 _COPY = re.compile(r"\s*copy\s+(?P<what>.*?)\s+to\s+stdout\s*", re.IGNORECASE | re.DOTALL)
 _TABLE = re.compile(r"(?P<table>[^()]+?)\s*(?:\((?P<columns>[^()]*)\))?", re.DOTALL)
 
@@ -231,7 +234,9 @@ _WITHOUT_OPTIONS = "copy_out_records() takes a query, or COPY ... TO STDOUT with
 
 def _query_of(sql: str) -> str:
     """The query whose rows are copied; of a COPY ... TO STDOUT without options, the one that it stands for."""
-    text = sql.rstrip().rstrip(";").rstrip()
+    if not isinstance(sql, str):
+        raise errors.InterfaceError(f"sql must be str, not {type(sql).__name__}")
+    text = _BLANK.sub("", sql, count=1).rstrip().rstrip(";").rstrip()
     if (copy := _COPY.fullmatch(text)) is None:
         if text[:4].upper() == "COPY":
             raise errors.InterfaceError(_WITHOUT_OPTIONS)
@@ -255,4 +260,7 @@ def _in_binary(query: str, columns: Sequence[core.Column] | None) -> str:
         f"{place if column.format else _AS_TEXT.format(place)} as {quoted(column.name, 'a column')}"
         for place, column in zip(places, columns, strict=True)
     )
-    return f"select {chosen} from ({query}\n) as copied({', '.join(places)})"
+    copied = f"copied({', '.join(places)})"
+    if _WRITES.match(query):  # may stand there only
+        return f"with {copied} as ({query}\n) select {chosen} from copied"
+    return f"select {chosen} from ({query}\n) as {copied}"

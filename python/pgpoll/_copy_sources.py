@@ -5,6 +5,7 @@ A source's `next` gives one slice of some 64 KiB, so that what a chunk costs is 
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from time import monotonic
@@ -147,8 +148,19 @@ def _joined(source: Iterator[Any]) -> Iterator[bytes | memoryview]:
 
 
 def _of_file(file: Any) -> Iterator[bytes]:
-    while data := file.read(SLICE):
+    while data := _refuse_async(file.read(SLICE), file, "read", "pass an iterable of its chunks"):
         yield _checked(data)
+    if data is None:
+        raise BlockingIOError(errno.EAGAIN, "the source has nothing to read now: COPY takes a file that blocks")
+
+
+def _refuse_async(given: Any, file: Any, method: str, hint: str) -> Any:
+    """What a file's method gave, but a coroutine."""
+    if not hasattr(given, "__await__"):
+        return given
+    if hasattr(given, "close"):
+        given.close()
+    raise errors.InterfaceError(f"{type(file).__name__}.{method}() is asynchronous: {hint}")
 
 
 def _of_path(path: os.PathLike[str]) -> Iterator[bytes]:
@@ -176,8 +188,11 @@ class Target:
             self._file = open(self._path, "wb")  # noqa: SIM115 - closed by close()
         left = memoryview(data)
         while left:
-            written = self._file.write(left)
-            if not isinstance(written, int) or written >= len(left):
+            file = self._file
+            written = _refuse_async(file.write(left), file, "write", "iterate over copy_out() instead")
+            if written == 0 or (written is None and isinstance(file, io.RawIOBase)):
+                raise BlockingIOError(errno.EAGAIN, "the target takes nothing now: COPY writes to a file that blocks")
+            if not isinstance(written, int):
                 return
             left = left[written:]
 

@@ -174,9 +174,12 @@ def _names(columns: Iterable[str]) -> tuple[str, ...]:
     if isinstance(columns, str):
         raise errors.InterfaceError("columns is a str: pass a sequence of names")
     try:
-        return tuple(columns)
+        names = tuple(columns)
     except TypeError as error:
         raise errors.InterfaceError(f"columns must be a sequence of names, not {type(columns).__name__}") from error
+    if not names:
+        raise errors.InterfaceError("columns is empty: leave it out for all that can be written")
+    return names
 
 
 def quoted(name: object, what: str) -> str:

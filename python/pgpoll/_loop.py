@@ -236,6 +236,12 @@ class Driver:
         now = self.loop.time()
         return Hold(channel, where, start, via, self._task(), now, carried=carried(), context=copy_context())
 
+    @staticmethod
+    def taken(block: Block) -> None:
+        """The current task takes from a channel, which may have been handed over: it is inside of it."""
+        if block not in carried():
+            block.carry()
+
     def check_outside(self, what: str) -> None:
         """InterfaceError where the current task is inside of a transaction."""
         self.check_loop()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pgpoll import errors
 from pgpoll._flows import News, started
-from pgpoll._turns import COMMITTED, DOOMED, ENDED, carried
+from pgpoll._turns import COMMITTED, DOOMED, ENDED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ class Source(Protocol):
         """Begin, when it is its turn."""
 
     def opened(self) -> bool:
-        """Whether the columns are known. Raises where it has failed."""
+        """Whether the columns are known. Raises where it has failed and returns no rows: they are given first."""
 
     def take(self, whole: bool) -> list[Any] | None:
         """The next rows that have come, `whole` or a part; None where no more will come. Raises where that is why."""
@@ -88,17 +88,17 @@ class Held:
     def opened(self) -> bool:
         """See Source."""
         assert self._operation is not None
-        if self._operation.done():
+        done = self._operation.done()  # before the columns: another thread may drive
+        columns = self._operation._columns()
+        if done and not columns:
             self._operation.result()
-            return True
-        return self._operation._columns() is not None
+        return done or columns is not None
 
     def take(self, whole: bool) -> list[Any] | None:
         """See Source."""
         operation = self._operation
         assert operation is not None
-        if (block := self._hold.block) not in carried():
-            block.carry()  # it was handed over: whoever consumes it is inside of it
+        self._driver.taken(self._hold.block)
         done = operation.done()  # before the rows: another thread may drive
         try:
             rows = operation.take_rows(None if whole else self._half - self._consumed)
@@ -174,7 +174,8 @@ class Portal:
         assert self._opened is not None
         if not self._opened.done():
             return False
-        self._opened.result()
+        if not self._opened._columns():
+            self._opened.result()
         return True
 
     def take(self, whole: bool) -> list[Any] | None:
@@ -185,9 +186,14 @@ class Portal:
         rows = self._giving.take_rows(room) if self._giving is not None else []
         if not rows and self._asked is not None and self._asked.done():
             self._giving, self._asked = self._asked, None
-            self._more = self._giving.result()
             rows = self._giving.take_rows(room)
+            try:
+                self._more = self._giving.result()
+            except errors.Error:  # told behind the rows that have come before it
+                self._more = False
         if not rows and not self._more and self._asked is None:
+            assert self._giving is not None
+            self._giving.result()
             return None
         return rows
 

@@ -271,6 +271,12 @@ class Driver:
         """The turn of a channel, as the current thread's."""
         return Hold(channel, where, start, via, threading.current_thread(), monotonic(), context=copy_context())
 
+    def taken(self, block: Block) -> None:
+        """The current thread takes from a channel, which may have been handed over: it owns it, outside of blocks."""
+        who = threading.current_thread()
+        if block.owner is not who and block.owner is not None and self.blocks.stack[:1] == [block]:
+            block.owner = who
+
     def check_outside(self, what: str) -> None:
         """InterfaceError where the current thread is inside of a transaction."""
         with self.mutex:

@@ -31,7 +31,7 @@ from backend import (
     selected,
 )
 from dialogues.abandon import STRAY, wishes
-from dialogues.execute import KNOWN, NEW, ONE, knows
+from dialogues.execute import KNOWN, NEW, ONE, knows, served
 from dialogues.recovery import AGAIN, GONE, STALE, described_again
 from dialogues.registry import dialogue
 from pgpoll import core, errors
@@ -68,8 +68,7 @@ def ending(script: Script, *numbers: int) -> Script:
 
 def followed(script: Script) -> Script:
     """The next request is served."""
-    script.start("next", "execute", ONE).expect(*KNOWN).send(bind_complete(), selected(9), ready_for_query())
-    return script.gives("next", [(9,)], "SELECT 1")
+    return served(script.start("next", "execute", ONE).expect(*KNOWN), value=9)
 
 
 # With credit.
@@ -88,7 +87,7 @@ def stream_of_a_new_statement() -> Script:
 def followed_by_known(script: Script, sql: str) -> Script:
     """The statement is in the cache."""
     script.start("known", "execute", sql, (6,)).expect(where("Bind", of=sql), "Execute", "Sync")
-    return script.send(bind_complete(), selected(6), ready_for_query()).gives("known", [(6,)], "SELECT 1")
+    return served(script, "known", 6)
 
 
 @dialogue
@@ -357,8 +356,7 @@ def stream_abandoned_before_its_rows() -> Script:
     script = streaming().act(lambda run: wishes(run, core.NONE)).abandon("s").expect("Sync")
     script.act(lambda run: wishes(run, core.NOW)).start("next", "execute", ONE).expect()
     script.send(bind_complete(), rows(1, 2), portal_suspended(), ready_for_query()).expect(*KNOWN)
-    script.send(bind_complete(), selected(9), ready_for_query())
-    return script.cancelled("s").gives("next", [(9,)], "SELECT 1")
+    return served(script.cancelled("s"), value=9)
 
 
 @dialogue

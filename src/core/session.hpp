@@ -236,6 +236,7 @@ class session {
   step<bool> refuse_copy(wire::message response, const char* why);
   static const char* refusal_of(const wire::message& copy_response);
   void await_copy(exchange_promise& p);
+  void write_copy_fail(operation& op, std::string_view reason);
   void stop_feed(operation& op);
   void make_room();
 
@@ -274,6 +275,7 @@ class session {
   // The pump.
   operation_ptr admit(enum operation::kind kind, preamble* first = nullptr);
   operation_ptr begin(operation_ptr op, exchange dialogue, preamble first = {});
+  // What the face calls, or pump(). Never within an exchange, which would destroy itself where this fails.
   template <typename Work>
   void guarded(Work work) {
     try {

@@ -187,7 +187,7 @@ step<bool> session::rows_to_end(operation_ptr op) {
     op->portal->suspended = true;
     co_return true;
   }
-  if (end.type == backend::copy_in_response || end.type == backend::copy_out_response) {
+  if (!running_->synced && (end.type == backend::copy_in_response || end.type == backend::copy_out_response)) {
     co_await refuse_copy(end, refusal_of(end));
   } else if (running_->rows_came || end.type == backend::command_complete) {
     result.tag = command_tag(expect(end, backend::command_complete));

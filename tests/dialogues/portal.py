@@ -111,6 +111,18 @@ def copy_by_a_portal() -> Script:
     return script.raises("open", errors.InterfaceError, "copy_in")
 
 
+@dialogue
+def copy_by_a_portal_of_a_query() -> Script:
+    """A server that awaits data swallows a Sync, and this one has left; but no query ends in COPY."""
+    script = begun().act(lambda run: open_portal(run, "open", ONE, 2)).expect("Bind", "Execute", "Sync")
+    return script.send(bind_complete(), copy_in_response()).raises("open", errors.ProtocolError, "CopyInResponse")
+
+
+@dialogue
+def copy_by_a_fetch() -> Script:
+    return fetch_in_flight().send(copy_in_response()).raises("more", errors.ProtocolError, "CopyInResponse")
+
+
 def fetch_in_flight() -> Script:
     script = opened().send(bind_complete(), rows(1, 2), portal_suspended(), ready_for_query("T"))
     return fetching(script.takes("open", (1,), (2,)))

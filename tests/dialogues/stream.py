@@ -276,6 +276,13 @@ def copy_in_by_a_stream() -> Script:
 
 
 @dialogue
+def copy_in_by_a_stream_that_is_over() -> Script:
+    """No query ends in COPY; a server that awaits data would have swallowed the Sync."""
+    script = streaming().abandon("s").expect("Sync").start("next", "execute", ONE)
+    return script.send(bind_complete(), copy_in_response()).cancelled("s").raises("next", errors.Error, "lost")
+
+
+@dialogue
 def copy_out_by_a_stream() -> Script:
     sql = "copy t to stdout"
     script = Script().connect().start("s", "stream", sql, (), 2).expect(*NEW)

@@ -222,6 +222,7 @@ class session {
   exchange portal_end(operation_ptr op);
   step<bool> described(operation_ptr op, statement_ptr& prepared, std::string& arguments);
   bool bind(const statement& prepared, const std::string& arguments, const std::string& portal = {});
+  void ask_rows(operation& op);
   step<bool> bound(operation_ptr op, bool unnamed);
   step<bool> rows_to_end(operation_ptr op);
   step<statement_ptr> describe(std::string sql);

@@ -102,6 +102,12 @@ def more_rows_of_a_portal_than_were_asked_for() -> Script:
 
 
 @dialogue
+def portal_suspended_before_its_limit() -> Script:
+    script = begun().act(lambda run: open_portal(run, "open", ONE, 3)).expect("Bind", "Execute", "Sync")
+    return script.send(bind_complete(), rows(1, 2), portal_suspended()).raises("open", errors.ProtocolError, "before")
+
+
+@dialogue
 def copy_by_a_portal() -> Script:
     sql = "copy t from stdin"
     script = begun().act(lambda run: open_portal(run, "open", sql, 2)).expect(*NEW)

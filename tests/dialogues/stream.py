@@ -239,6 +239,20 @@ def more_rows_than_were_asked_for() -> Script:
 
 
 @dialogue
+def suspended_before_its_limit() -> Script:
+    """A server that says so for ever would be asked for ever, whether it reads that or not."""
+    script = streaming(3).send(bind_complete(), rows(1, 2), portal_suspended())
+    return script.raises("s", errors.ProtocolError, "PortalSuspended")
+
+
+@dialogue
+def more_rows_than_the_execute_asked_for() -> Script:
+    """Credit that was granted since counts at the next one."""
+    script = streaming(2).send(bind_complete(), rows(1)).takes("s", (1,)).grant("s", 5).expect()
+    return script.send(rows(2, 3)).raises("s", errors.ProtocolError, "more rows")
+
+
+@dialogue
 def rows_out_of_credit() -> Script:
     return suspended().send(rows(3)).raises("s", errors.ProtocolError, "nothing was asked")
 

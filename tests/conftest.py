@@ -15,9 +15,10 @@ import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
 
+import pgpoll
 import sanity as _sanity
 import server as _server
-from pgpoll import conninfo
+from pgpoll import conninfo, sync
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it, and so would its tests
 
@@ -73,6 +74,24 @@ def dsn(request: pytest.FixtureRequest) -> str:
         return given
     running: _server.Server = request.getfixturevalue("server")
     return running.dsn
+
+
+@pytest.fixture
+async def conn(dsn: str) -> AsyncIterator[pgpoll.Connection]:
+    async with pgpoll.connect(dsn) as connection:
+        yield connection
+
+
+@pytest.fixture
+async def other(dsn: str) -> AsyncIterator[pgpoll.Connection]:
+    async with pgpoll.connect(dsn) as connection:
+        yield connection
+
+
+@pytest.fixture
+def blocking(dsn: str) -> Iterator[sync.Connection]:
+    with sync.connect(dsn) as connection:
+        yield connection
 
 
 @pytest.fixture

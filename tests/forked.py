@@ -54,6 +54,16 @@ def child_of(*steps: Callable[[], object], ends: tuple[Callable[[], object], ...
     assert status == 0, f"the child: {status}"
 
 
+def forking_rows(conn: Any, plain: Callable[[], object]) -> Iterator[tuple[int]]:
+    """Of an executemany; one of them after a child was forked."""
+    for n in range(ROWS):
+        if n == 100:
+            operation = conn._driver.blocks.stack[-1].operation
+            assert operation is not None
+            child_of(plain, operation.end, partial(operation.feed_rows, iter([(1,)])))
+        yield (n,)
+
+
 def stepped(coroutine: Any) -> object:
     """Its first step, without a loop."""
     try:
@@ -136,15 +146,9 @@ class Asynchronous:
         assert await item == 4
 
     async def executemany(self) -> None:
-        def rows() -> Iterator[tuple[int]]:
-            for n in range(ROWS):
-                if n == 100:
-                    operation = self.conn._driver.blocks.stack[-1].operation
-                    assert operation is not None
-                    child_of(self.plain, operation.end, partial(operation.feed_rows, iter([(1,)])))
-                yield (n,)
-
-        assert (await self.conn.executemany("insert into forked values ($1)", rows())).rowcount == ROWS
+        assert (
+            await self.conn.executemany("insert into forked values ($1)", forking_rows(self.conn, self.plain))
+        ).rowcount == ROWS
 
     async def transaction(self) -> None:
         async with self.conn.transaction() as tx:
@@ -240,15 +244,10 @@ class Blocking:
         assert item.result() == 4
 
     def executemany(self) -> None:
-        def rows() -> Iterator[tuple[int]]:
-            for n in range(ROWS):
-                if n == 100:
-                    operation = self.conn._driver.blocks.stack[-1].operation
-                    assert operation is not None
-                    child_of(self.plain, operation.end, partial(operation.feed_rows, iter([(1,)])))
-                yield (n,)
-
-        assert self.conn.executemany("insert into forked values ($1)", rows()).rowcount == ROWS
+        assert (
+            self.conn.executemany("insert into forked values ($1)", forking_rows(self.conn, self.plain)).rowcount
+            == ROWS
+        )
 
     def transaction(self) -> None:
         with self.conn.transaction() as tx:

@@ -17,7 +17,6 @@ import threading
 import urllib.parse
 import warnings
 import weakref
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -25,12 +24,6 @@ import pytest
 import pgpoll
 from pgpoll import errors
 from server import Server
-
-
-@pytest.fixture
-async def conn(dsn: str) -> AsyncIterator[pgpoll.Connection]:
-    async with pgpoll.connect(dsn) as connection:
-        yield connection
 
 
 def test_importing_pgpoll_imports_no_asyncio(dsn: str) -> None:

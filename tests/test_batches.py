@@ -7,7 +7,6 @@ The dialogues are in tests/dialogues/batches.py, every suspension in test_faults
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import gc
 import itertools
 import os
@@ -23,6 +22,7 @@ from typing import Any
 import pytest
 
 import pgpoll
+from callers import count, stranger
 from pgpoll import core, errors, sync
 from script import error_of, plain
 from test_pipeline_errors import MOST, Pipeline
@@ -31,26 +31,15 @@ INSERT = "insert into t values ($1)"
 
 
 @pytest.fixture
-async def conn(dsn: str) -> AsyncIterator[pgpoll.Connection]:
-    async with pgpoll.connect(dsn) as connection:
-        await connection.execute("create temp table t (i int4 primary key)")
-        yield connection
+async def conn(conn: pgpoll.Connection) -> pgpoll.Connection:
+    await conn.execute("create temp table t (i int4 primary key)")
+    return conn
 
 
 @pytest.fixture
-def blocking(dsn: str) -> Iterator[sync.Connection]:
-    with sync.connect(dsn) as connection:
-        connection.execute("create temp table t (i int4 primary key)")
-        yield connection
-
-
-async def count(conn: pgpoll.Connection) -> int:
-    value: int = await conn.fetchval("select count(*) from t")
-    return value
-
-
-def stranger(coroutine: Any) -> asyncio.Task[Any]:
-    return asyncio.create_task(coroutine, context=contextvars.Context())
+def blocking(blocking: sync.Connection) -> sync.Connection:
+    blocking.execute("create temp table t (i int4 primary key)")
+    return blocking
 
 
 # -- f73

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -20,17 +19,15 @@ CODES = {"plan": "0A000", "existence": "26000", "all": "26000"}
 
 
 @pytest.fixture
-async def conn(dsn: str) -> AsyncIterator[pgpoll.Connection]:
-    async with pgpoll.connect(dsn) as connection:
-        await connection.execute("create temp table s as select 1 as a")
-        yield connection
+async def conn(conn: pgpoll.Connection) -> pgpoll.Connection:
+    await conn.execute("create temp table s as select 1 as a")
+    return conn
 
 
 @pytest.fixture
-def blocking(dsn: str) -> Iterator[sync.Connection]:
-    with sync.connect(dsn) as connection:
-        connection.execute("create temp table s as select 1 as a")
-        yield connection
+def blocking(blocking: sync.Connection) -> sync.Connection:
+    blocking.execute("create temp table s as select 1 as a")
+    return blocking
 
 
 def drop(kind: str, sql: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,18 +15,6 @@ from pgpoll import conninfo, core, sync
 
 ASKED = "select $1::int4, $2::timestamptz"
 AT = dt.datetime(2026, 1, 1)
-
-
-@pytest.fixture
-async def conn(dsn: str) -> AsyncIterator[pgpoll.Connection]:
-    async with pgpoll.connect(dsn) as connection:
-        yield connection
-
-
-@pytest.fixture
-def blocking(dsn: str) -> Iterator[sync.Connection]:
-    with sync.connect(dsn) as connection:
-        yield connection
 
 
 class Zone(dt.tzinfo):

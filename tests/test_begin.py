@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import pathlib
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ import pytest
 import pgpoll
 import pgpoll.sync
 from backend import bind_complete, command_complete, parse_complete, ready_for_query
+from callers import count, stranger
 from dialogues.begin import BEGIN, DESCRIBE, STANDBY
 from dialogues.execute import NEW, ONE, knows
 from fake_server import FakeServer
@@ -46,20 +46,10 @@ def trace(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
 
 
 @pytest.fixture
-async def conn(dsn: str) -> AsyncIterator[pgpoll.Connection]:
-    async with pgpoll.connect(dsn) as connection:
-        await connection.execute("create temp table t (i int4 primary key)")
-        await connection.execute(ONE)
-        yield connection
-
-
-async def count(conn: pgpoll.Connection) -> int:
-    value: int = await conn.fetchval("select count(*) from t")
-    return value
-
-
-def stranger(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-    return asyncio.create_task(coroutine, context=contextvars.Context())
+async def conn(conn: pgpoll.Connection) -> pgpoll.Connection:
+    await conn.execute("create temp table t (i int4 primary key)")
+    await conn.execute(ONE)
+    return conn
 
 
 def flights(messages: list[str]) -> int:

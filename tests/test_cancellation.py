@@ -51,10 +51,9 @@ async def mode(request: pytest.FixtureRequest) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def conn(dsn: str) -> AsyncIterator[pgpoll.Connection]:
-    async with pgpoll.connect(dsn) as connection:
-        await connection.execute("create temp table t (i int4)")
-        yield connection
+async def conn(conn: pgpoll.Connection) -> pgpoll.Connection:
+    await conn.execute("create temp table t (i int4)")
+    return conn
 
 
 class Wrong(BaseException):

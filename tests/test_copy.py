@@ -35,12 +35,11 @@ OUT = "copy (select * from t order by i) to stdout"
 
 
 @pytest.fixture
-async def conn(dsn: str) -> AsyncIterator[pgpoll.Connection]:
-    async with pgpoll.connect(dsn) as connection:
-        await connection.execute("create temp table t (i int4, t text)")
-        yield connection
-        assert connection.transaction_status == "I"
-        assert not connection._driver.blocks.stack
+async def conn(conn: pgpoll.Connection) -> AsyncIterator[pgpoll.Connection]:
+    await conn.execute("create temp table t (i int4, t text)")
+    yield conn
+    assert conn.transaction_status == "I"
+    assert not conn._driver.blocks.stack
 
 
 async def content(conn: pgpoll.Connection) -> list[Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import functools
 import itertools
 import os
@@ -22,6 +21,7 @@ import pytest
 
 import pgpoll
 import server as _server
+from callers import stranger
 from pgpoll import errors
 from proxy import Faults
 from sanity import Sanity
@@ -450,11 +450,6 @@ async def test_f69_the_deadline_covers_it_all(assert_sane: Sanity) -> None:
         await conn.execute(f"select {next(NEW)}, pg_sleep(20)", timeout=0.05)
     assert 0.04 <= loop.time() - began <= 0.3
     await head
-
-
-def stranger(verb: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-    """A task that is inside of no block."""
-    return asyncio.create_task(verb, context=contextvars.Context())
 
 
 async def test_f70_a_second_cancel_in_the_cleanup(assert_sane: Sanity) -> None:

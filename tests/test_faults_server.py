@@ -14,6 +14,7 @@ import pytest
 
 import pgpoll
 import server as _server
+from callers import slow_commit
 from pgpoll import errors, sync
 from sanity import Sanity, SyncSanity, run_delay
 
@@ -92,11 +93,7 @@ def test_f13_terminated_blocking(assert_sane_sync: SyncSanity, moment: str) -> N
 
 async def test_f13_terminated_in_a_commit(assert_sane: Sanity, watcher: pgpoll.Connection) -> None:
     conn = await assert_sane.connect()
-    await conn.executescript(
-        "create temp table d (i int4); create function pg_temp.slow() returns trigger language plpgsql as "
-        "$$ begin perform pg_sleep(20); return null; end $$; create constraint trigger slow after insert on d "
-        "deferrable initially deferred for each row execute function pg_temp.slow()"
-    )
+    await conn.executescript(slow_commit(20))
 
     async def body() -> None:
         async with conn.transaction():

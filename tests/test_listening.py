@@ -48,18 +48,6 @@ def channel() -> str:
     return f"channel {os.getpid()} {next(_channels)}"
 
 
-@pytest.fixture
-async def conn(dsn: str) -> AsyncIterator[pgpoll.Connection]:
-    async with pgpoll.connect(dsn) as connection:
-        yield connection
-
-
-@pytest.fixture
-async def other(dsn: str) -> AsyncIterator[pgpoll.Connection]:
-    async with pgpoll.connect(dsn) as connection:
-        yield connection
-
-
 async def tell(other: pgpoll.Connection, channel: str, *payloads: object) -> None:
     for each in payloads:
         await other.execute("select pg_notify($1, $2)", channel, str(each))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
@@ -75,11 +75,10 @@ def test_f73_error_in_the_kth_of_n_pipelined_requests(n: int, failure: str) -> N
 
 
 @pytest.fixture
-async def conn(dsn: str) -> AsyncIterator[pgpoll.Connection]:
-    async with pgpoll.connect(dsn) as connection:
-        await connection.execute("create temp table u (i int4 unique deferrable initially deferred)")
-        await connection.execute("insert into u values (0)")
-        yield connection
+async def conn(conn: pgpoll.Connection) -> pgpoll.Connection:
+    await conn.execute("create temp table u (i int4 unique deferrable initially deferred)")
+    await conn.execute("insert into u values (0)")
+    return conn
 
 
 WRONG = {

@@ -8,7 +8,6 @@ import contextlib
 import contextvars
 import gc
 import warnings
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -18,12 +17,6 @@ from pgpoll import errors
 
 SERIES = "select i from (select generate_series(1, $1::int4) as i) as t"
 EVERY = [None, 1, 2, 3, 7, 100, 1000]
-
-
-@pytest.fixture
-async def conn(dsn: str) -> AsyncIterator[pgpoll.Connection]:
-    async with pgpoll.connect(dsn) as connection:
-        yield connection
 
 
 async def cursors(conn: pgpoll.Connection) -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 import pgpoll
+from callers import slow_commit
 from pgpoll import errors, sync
 from server import Server
 
@@ -155,15 +156,7 @@ def test_ctrl_c_in_a_transaction(conn: sync.Connection) -> None:
 
 
 def test_ctrl_c_in_commit(conn: sync.Connection) -> None:
-    conn.execute("create temp table d (i int4)")
-    conn.execute(
-        "create function pg_temp.slow() returns trigger language plpgsql as "
-        "$$ begin perform pg_sleep(0.4); return null; end $$"
-    )
-    conn.execute(
-        "create constraint trigger slow after insert on d deferrable initially deferred "
-        "for each row execute function pg_temp.slow()"
-    )
+    conn.executescript(slow_commit(0.4))
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt) as caught, conn.transaction():
         conn.execute("insert into d values (1)")

@@ -16,23 +16,14 @@ from typing import Any
 import pytest
 
 import pgpoll
+from callers import count, slow_commit, stranger
 from pgpoll import errors
 
 
 @pytest.fixture
-async def conn(dsn: str) -> AsyncIterator[pgpoll.Connection]:
-    async with pgpoll.connect(dsn) as connection:
-        await connection.execute("create temp table t (i int4 primary key)")
-        yield connection
-
-
-async def count(conn: pgpoll.Connection) -> int:
-    value: int = await conn.fetchval("select count(*) from t")
-    return value
-
-
-def stranger(coroutine: Any) -> asyncio.Task[Any]:
-    return asyncio.create_task(coroutine, context=contextvars.Context())
+async def conn(conn: pgpoll.Connection) -> pgpoll.Connection:
+    await conn.execute("create temp table t (i int4 primary key)")
+    return conn
 
 
 async def test_commit_rollback_and_the_bodys_exception(conn: pgpoll.Connection) -> None:
@@ -404,15 +395,7 @@ async def test_cancelled_in_the_body_rolls_back_without_the_task(conn: pgpoll.Co
 
 
 async def test_cancelled_after_commit_was_sent(conn: pgpoll.Connection) -> None:
-    await conn.execute("create temp table d (i int4)")
-    await conn.execute(
-        "create function pg_temp.slow() returns trigger language plpgsql as "
-        "$$ begin perform pg_sleep(0.3); return null; end $$"
-    )
-    await conn.execute(
-        "create constraint trigger slow after insert on d deferrable initially deferred "
-        "for each row execute function pg_temp.slow()"
-    )
+    await conn.executescript(slow_commit(0.3))
 
     async def body() -> None:
         async with conn.transaction():
@@ -436,15 +419,7 @@ async def test_cancelled_after_commit_was_sent(conn: pgpoll.Connection) -> None:
 
 async def test_the_connection_is_lost_in_commit(dsn: str) -> None:
     async with pgpoll.connect(dsn) as conn, pgpoll.connect(dsn) as other:
-        await conn.execute("create temp table d (i int4)")
-        await conn.execute(
-            "create function pg_temp.slow() returns trigger language plpgsql as "
-            "$$ begin perform pg_sleep(20); return null; end $$"
-        )
-        await conn.execute(
-            "create constraint trigger slow after insert on d deferrable initially deferred "
-            "for each row execute function pg_temp.slow()"
-        )
+        await conn.executescript(slow_commit(20))
 
         async def body() -> None:
             async with conn.transaction():

@@ -26,10 +26,9 @@ Body = Callable[[], Awaitable[None]]
 
 
 @pytest.fixture
-async def conn(dsn: str) -> AsyncIterator[pgpoll.Connection]:
-    async with pgpoll.connect(dsn) as connection:
-        await connection.execute("create temp table within (a int4)")
-        yield connection
+async def conn(conn: pgpoll.Connection) -> pgpoll.Connection:
+    await conn.execute("create temp table within (a int4)")
+    return conn
 
 
 class Away(Exception):

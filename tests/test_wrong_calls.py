@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -18,17 +18,15 @@ INSERT = "insert into wrong values ($1)"
 
 
 @pytest.fixture
-async def conn(dsn: str) -> AsyncIterator[pgpoll.Connection]:
-    async with pgpoll.connect(dsn) as connection:
-        await connection.execute("create temp table wrong (a int4)")
-        yield connection
+async def conn(conn: pgpoll.Connection) -> pgpoll.Connection:
+    await conn.execute("create temp table wrong (a int4)")
+    return conn
 
 
 @pytest.fixture
-def blocking(dsn: str) -> Iterator[sync.Connection]:
-    with sync.connect(dsn) as connection:
-        connection.execute("create temp table wrong (a int4)")
-        yield connection
+def blocking(blocking: sync.Connection) -> sync.Connection:
+    blocking.execute("create temp table wrong (a int4)")
+    return blocking
 
 
 CALLS: list[tuple[Callable[[Any], Any], str]] = [

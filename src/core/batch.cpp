@@ -368,11 +368,12 @@ exchange session::batch(operation_ptr op) {
       if (opens) result.columns = described_again(co_await next_message(), *due.statement);
       co_await data_rows(result);
       const auto end = co_await next_message();
-      if (end.type == backend::command_complete || running_->rows_came)
+      if (end.type == backend::command_complete || running_->rows_came) {
         result.tag = command_tag(expect(end, backend::command_complete));
-      else
+        if (items.many && take_number(result.tag, items.rows)) result.tag += std::to_string(items.rows);
+      } else {
         expect(end, backend::empty_query_response).read("EmptyQueryResponse").end();
-      if (items.many && take_number(result.tag, items.rows)) result.tag += std::to_string(items.rows);
+      }
       ++items.answered;
     }
   }

@@ -59,7 +59,7 @@ exchange session::copy_in(operation_ptr op) {
   if (!co_await copy_begins(*op, backend::copy_in_response, out_wanted)) co_return;
   op->feeding = operation::feeding::open;
   if (op->abandoned)
-    fail_feed(*op, "the client gave up");
+    write_copy_fail(*op, "the client gave up");
   else
     stir(op);
   const auto end = co_await next_message();
@@ -152,13 +152,14 @@ void session::finish_feed(operation& op) {
 
 void session::fail_feed(operation& op, std::string_view reason) {
   look(op);
-  if (!op.feeds()) return;
+  if (op.feeds()) guarded([&] { write_copy_fail(op, reason); });
+}
+
+void session::write_copy_fail(operation& op, std::string_view reason) {
   op.feeding = operation::feeding::ended;
   op.crowded = false;
-  guarded([&] {
-    out().copy_fail(reason).sync();
-    op.exchange->synced = op.exchange->copy_failed = true;
-  });
+  out().copy_fail(reason).sync();
+  op.exchange->synced = op.exchange->copy_failed = true;
 }
 
 std::string session::take_data(operation& op) {

@@ -10,6 +10,7 @@ using wire::backend;
 namespace {
 
 constexpr std::size_t max_error_text = 64 * 1024;
+constexpr std::size_t max_error_fields = 100;  // PostgreSQL has 18
 constexpr std::size_t max_parameters = 1000;
 constexpr std::size_t max_parameter_bytes = std::size_t{1} << 20;
 constexpr std::size_t max_notices = 10'000;  // kept until the face takes them; what comes past either is dropped
@@ -143,7 +144,7 @@ void session::parameter_status(const wire::message& got) {
 std::shared_ptr<const server_message> session::fields_of(const wire::message& got) const {
   auto fields = std::make_shared<server_message>();
   auto body = got.read(got.type == backend::error_response ? "ErrorResponse" : "NoticeResponse");
-  while (body.left() > 0) {
+  while (body.left() > 0 && fields->fields.size() < max_error_fields) {
     const auto code = static_cast<char>(body.uint8());
     if (code == '\0') break;
     fields->fields.emplace_back(

@@ -176,7 +176,8 @@ struct batch_state;
 // What an operation that gives its rows in parts knows of its portal.
 struct portal {
   std::string name;          // empty: the one that lasts to the Sync
-  std::uint32_t credit = 0;  // rows that may still come
+  std::uint32_t credit = 0;  // rows that may still come,
+  std::uint32_t asked = 0;   // and of them what the last Execute has asked for
   bool limited = false;      // else all rows come, and `operation::full` is what bounds them
   bool suspended = false;    // it has more rows, perhaps
   bool spared = false;       // abandoned, but not to be cancelled: its transaction goes on

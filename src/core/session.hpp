@@ -222,6 +222,7 @@ class session {
   exchange portal_end(operation_ptr op);
   step<bool> described(operation_ptr op, statement_ptr& prepared, std::string& arguments);
   bool bind(const statement& prepared, const std::string& arguments, const std::string& portal = {});
+  void ask_rows(operation& op);
   step<bool> bound(operation_ptr op, bool unnamed);
   step<bool> rows_to_end(operation_ptr op);
   step<statement_ptr> describe(std::string sql);
@@ -236,6 +237,7 @@ class session {
   step<bool> refuse_copy(wire::message response, const char* why);
   static const char* refusal_of(const wire::message& copy_response);
   void await_copy(exchange_promise& p);
+  void write_copy_fail(operation& op, std::string_view reason);
   void stop_feed(operation& op);
   void make_room();
 
@@ -274,6 +276,7 @@ class session {
   // The pump.
   operation_ptr admit(enum operation::kind kind, preamble* first = nullptr);
   operation_ptr begin(operation_ptr op, exchange dialogue, preamble first = {});
+  // What the face calls, or pump(). Never within an exchange, which would destroy itself where this fails.
   template <typename Work>
   void guarded(Work work) {
     try {

@@ -98,7 +98,8 @@ void session::count_rows(const exchange_promise& p, std::size_t before) {
   const auto& rows = p.sink->rows;
   if (portal.limited) {
     const auto came = rows.size() - before;
-    if (came > portal.credit) throw wire::protocol_violation("DataRow: more rows than were asked for, at byte 0");
+    if (came > portal.asked) throw wire::protocol_violation("DataRow: more rows than were asked for, at byte 0");
+    portal.asked -= static_cast<std::uint32_t>(came);
     portal.credit -= static_cast<std::uint32_t>(came);
   } else if (rows.bytes() >= most_untaken) {
     p.op->full = p.op->kind == operation::kind::stream;
@@ -114,7 +115,8 @@ exchange session::stream(operation_ptr op, statement_ptr prepared, std::string a
     if (!co_await described(op, prepared, arguments)) co_return;
   const bool unnamed = bind(*prepared, arguments);
   arguments = {};
-  out().execute({}, op->portal->credit).flush();
+  ask_rows(*op);
+  out().flush();
   running_->sync_waits = prepared->verb == verb::copy;
   co_await bound(op, unnamed);
   stir(op);  // the columns are known
@@ -122,7 +124,8 @@ exchange session::stream(operation_ptr op, statement_ptr prepared, std::string a
     co_await more_credit();
     if (op->abandoned) break;
     op->portal->suspended = false;
-    out().execute({}, op->portal->credit).flush();
+    ask_rows(*op);
+    out().flush();
   }
   sync(*running_);
   ready_for_query(co_await next_message());
@@ -134,7 +137,7 @@ exchange session::open(operation_ptr op, statement_ptr prepared, std::string arg
     if (!co_await described(op, prepared, arguments)) co_return;
   const bool unnamed = bind(*prepared, arguments, op->portal->name);
   arguments = {};
-  out().execute(op->portal->name, op->portal->credit);
+  ask_rows(*op);
   if (prepared->verb == verb::copy)
     await_copy(*running_);
   else
@@ -147,7 +150,7 @@ exchange session::open(operation_ptr op, statement_ptr prepared, std::string arg
 
 exchange session::fetch(operation_ptr op) {
   co_await write_turn();
-  out().execute(op->portal->name, op->portal->credit);
+  ask_rows(*op);
   sync(*running_);
   running_->bound = true;
   co_await reply_turn();
@@ -163,6 +166,13 @@ exchange session::portal_end(operation_ptr op) {
   co_await reply_turn();
   expect(co_await next_message(), backend::close_complete);
   ready_for_query(co_await next_message());
+}
+
+// For all that there is credit for.
+void session::ask_rows(operation& op) {
+  auto& portal = *op.portal;
+  portal.asked = portal.credit;
+  out().execute(portal.name, portal.asked);
 }
 
 // What answers Bind; then the rows have a place.
@@ -184,10 +194,12 @@ step<bool> session::rows_to_end(operation_ptr op) {
   const auto end = co_await next_message();
   if (end.type == backend::portal_suspended && op->portal->limited) {
     expect(end, backend::portal_suspended);
+    if (op->portal->asked != 0 && !op->abandoned)  // whose rows are not counted
+      throw wire::protocol_violation("PortalSuspended: before all rows that were asked for, at byte 0");
     op->portal->suspended = true;
     co_return true;
   }
-  if (end.type == backend::copy_in_response || end.type == backend::copy_out_response) {
+  if (!running_->synced && (end.type == backend::copy_in_response || end.type == backend::copy_out_response)) {
     co_await refuse_copy(end, refusal_of(end));
   } else if (running_->rows_came || end.type == backend::command_complete) {
     result.tag = command_tag(expect(end, backend::command_complete));

@@ -65,12 +65,12 @@ PyObject* build_result(operation_object* self) {
       return decoded(op.results.empty() ? std::string_view() : std::string_view(op.results.front().tag)).release();
     case kind::fetch:
       return PyBool_FromLong(op.portal->suspended);
-    case kind::close_portal:
     case kind::batch:
       if (!op.batch->many) break;
       if (op.results.empty()) op.results.emplace_back().none = true;
       return result_new(std::move(op.results.front()));
     case kind::connect:
+    case kind::close_portal:
     case kind::close:
     case kind::cancel:
     case kind::drain:

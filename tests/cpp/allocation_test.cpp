@@ -254,6 +254,16 @@ void copies(playing& p) {
   p.receive(message('d', long_text) + error("ERROR", "22012") + ready());
 }
 
+// What it is told then has no room in the buffer: nothing has been sent yet.
+void copy_given_up(playing& p) {
+  connected(p);
+  p.start([&] { return p.talk->start_copy_in("copy " + long_text + " from stdin"); });
+  if (p.talk->ended() || p.started.size() < 2) return;
+  p.make([&] { p.talk->abandon(*p.started[1]); });
+  p.receive(message('1') + message('2') + message('G', std::string(1, '\0') + int16(0)));
+  p.receive(error("ERROR", "57014") + ready());
+}
+
 // The second of two gives way to the request ahead of it, which runs again.
 void batches(playing& p) {
   connected(p);
@@ -399,10 +409,11 @@ INSTANTIATE_TEST_SUITE_P(
     dialogues, allocation,
     testing::Values(std::pair{"scram", &scram}, std::pair{"md5", &md5}, std::pair{"queries", &queries},
                     std::pair{"scripts", &scripts}, std::pair{"begins", &begins}, std::pair{"streams", &streams},
-                    std::pair{"copies", &copies}, std::pair{"batches", &batches}, std::pair{"many_rows", &many_rows},
-                    std::pair{"closed", &closed}, std::pair{"fatal", &fatal}, std::pair{"lost", &lost},
-                    std::pair{"violated", &violated}, std::pair{"failed", &failed},
-                    std::pair{"abandoned_connect", &abandoned_connect}, std::pair{"destroyed", &destroyed}),
+                    std::pair{"copies", &copies}, std::pair{"copy_given_up", &copy_given_up},
+                    std::pair{"batches", &batches}, std::pair{"many_rows", &many_rows}, std::pair{"closed", &closed},
+                    std::pair{"fatal", &fatal}, std::pair{"lost", &lost}, std::pair{"violated", &violated},
+                    std::pair{"failed", &failed}, std::pair{"abandoned_connect", &abandoned_connect},
+                    std::pair{"destroyed", &destroyed}),
     [](const auto& each) { return each.param.first; });
 
 }  // namespace

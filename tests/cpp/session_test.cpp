@@ -141,6 +141,68 @@ dialogue troubled() {
   };
 }
 
+// A stream with credit, one that is given up, COPY in and out, many rows of one statement, and a batch that is broken.
+dialogue channels() {
+  const std::string none("\0\0\0\0", 4);
+  const std::string copied = message('1') + message('2');
+  const auto format = std::string(1, '\0') + int16(1) + int16(0);
+  const auto last = [](playing& p) -> operation& { return *p.started.back(); };
+  const auto inserted = message('2') + message('C', text("INSERT 0 1"));
+  const auto start = [](auto verb) { return [=](playing& p) { p.started.push_back(verb(p.talk)); }; };
+  return {
+      {connect, "!", started()},
+      {start([](session& talk) { return talk.start_stream("select 1", 2); }), "PDH", described("one")},
+      {nothing, "BEH", message('2') + row(1) + noise + row(2) + message('s') + noise},
+      {[=](playing& p) {
+         p.talk.take_rows(last(p));
+         p.talk.grant(last(p), 5);
+       },
+       "EH", row(3) + message('C', text("SELECT 1"))},
+      {nothing, "S", ready()},
+      {start([=](session& talk) { return talk.start_stream(talk.find_statement("select 1"), none, 0); }), "BEH",
+       message('2') + row(1)},
+      {[=](playing& p) { p.talk.abandon(last(p)); }, "S", row(2) + message('C', text("SELECT 2")) + ready()},
+      {start([](session& talk) { return talk.start_copy_in("copy t from stdin"); }), "PBEH",
+       copied + message('G', format) + noise},
+      {[=](playing& p) {
+         p.talk.feed(last(p), "1\n");
+         p.talk.finish_feed(last(p));
+       },
+       "dcS", noise + message('C', text("COPY 1")) + ready()},
+      {start([](session& talk) { return talk.start_copy_out("copy t to stdout", "select 1"); }), "PDPBEH",
+       described("one") + copied + message('H', format) + message('d', "1\n")},
+      {[=](playing& p) { p.talk.take_data(last(p)); }, "S",
+       noise + message('d', "2\n") + message('c') + message('C', text("COPY 2")) + ready()},
+      {start([](session& talk) { return talk.start_copy_in("copy t from stdin"); }), "PBEH",
+       copied + message('G', format)},
+      {[=](playing& p) {
+         p.talk.feed(last(p), "1\n");
+         p.talk.abandon(last(p));
+       },
+       "dfS", server_error("57014") + ready()},
+      {[=](playing& p) {
+         p.started.push_back(p.talk.start_executemany("insert"));
+         p.talk.describe_items(last(p));
+       },
+       "PDH", message('1') + message('t', int16(0)) + message('n')},
+      {[=](playing& p) {
+         if (!last(p).statement) return;
+         std::string run;
+         for (int i = 0; i < 3; ++i) core::append_execution(run, *last(p).statement, none, false);
+         p.talk.feed(last(p), run, 3);
+         p.talk.end_items(last(p));
+       },
+       "BEBEBES", inserted + noise + inserted + inserted + ready()},
+      {[=](playing& p) {
+         p.started.push_back(p.talk.start_batch());
+         for (const auto* sql : {"select 1", "insert"})
+           if (auto known = p.talk.find_statement(sql)) p.talk.add(last(p), std::move(known), none);
+       },
+       "BEBE", selected(1, 2)},
+      {[=](playing& p) { p.talk.abandon(last(p)); }, "ES", inserted + server_error("34000") + ready()},
+  };
+}
+
 std::size_t size_of(const dialogue& all) {
   std::size_t size = 0;
   for (const auto& each : all) size += each.arrives.size();
@@ -308,7 +370,7 @@ TEST_P(session_test, destroyed_after_every_byte) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(dialogues, session_test, testing::Values(everyday, troubled));
+INSTANTIATE_TEST_SUITE_P(dialogues, session_test, testing::Values(everyday, troubled, channels));
 
 TEST(session, outcomes_of_an_everyday_dialogue) {
   playing p;
@@ -324,6 +386,38 @@ TEST(session, outcomes_of_an_everyday_dialogue) {
   EXPECT_EQ(p.started[6]->results.size(), 2u);
   EXPECT_EQ(p.talk.parameters().at("TimeZone"), "UTC");
   EXPECT_EQ(p.talk.transaction_status(), 'I');
+}
+
+TEST(session, outcomes_of_channels) {
+  playing p;
+  const auto all = channels();
+  play(p, all, size_of(all), size_of(all));
+  std::vector<std::string> told;
+  for (const auto& op : p.started)
+    told.push_back(op->state == operation::state::cancelled ? "given up"
+                   : op->results.empty()                    ? ""
+                                                            : op->results.back().tag);
+  const std::vector<std::string> expected = {"",       "SELECT 1", "given up",   "COPY 1",
+                                             "COPY 2", "given up", "INSERT 0 3", "given up"};
+  EXPECT_EQ(told, expected);
+  EXPECT_EQ(p.started[1]->results.at(0).rows.size(), 1u) << "the first two were taken";
+  EXPECT_EQ(p.started[4]->data, "2\n") << "as was the first of them";
+  EXPECT_TRUE(p.talk.quiet());
+}
+
+TEST(session, an_error_has_no_more_fields_than_make_sense) {
+  playing p;
+  connect(p);
+  p.sent();
+  p.receive(started());
+  p.execute("select 1");
+  EXPECT_EQ(p.sent(), "PDH");
+  std::string fields = "SERROR" + text("") + "C" + text("22012") + "Mno" + text("");
+  for (int i = 0; i < 100'000; ++i) fields += text("x");
+  p.receive(message('E', fields + '\0') + ready());
+  ASSERT_EQ(p.started[1]->state, operation::state::failed);
+  EXPECT_EQ(p.started[1]->error->message, "no");
+  EXPECT_LE(p.started[1]->error->server->fields.size(), 100u);
 }
 
 TEST(session, a_long_row_is_read_in_pieces_and_buffers_what_has_come) {

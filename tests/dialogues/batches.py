@@ -719,6 +719,13 @@ def many_rows_of_which_one_fails() -> Script:
 
 
 @dialogue
+def many_rows_of_which_one_is_an_empty_query() -> Script:
+    """No server says so; but it has affected no row."""
+    script = many(knows_insert()).act(feed((1,), (2,))).act(end).expect(*ITEM, *ITEM, "Sync")
+    return script.send(DONE, bind_complete(), empty_query(), ready_for_query()).gives("b", [], "INSERT 0 1")
+
+
+@dialogue
 def many_rows_abandoned() -> Script:
     """f76: what was sent can't last."""
     script = many(knows_insert()).act(feed((1,), (2,))).expect(*ITEM, *ITEM).send(DONE).abandon("b")

@@ -15,9 +15,8 @@ from backend import (
     error_response,
     ready_for_query,
     row_description,
-    selected,
 )
-from dialogues.execute import COPY, KNOWN, NEW, ONE, knows
+from dialogues.execute import COPY, KNOWN, NEW, ONE, knows, served
 from dialogues.registry import dialogue
 from pgpoll import errors
 from script import Script
@@ -29,7 +28,7 @@ FOLLOW = KNOWN * 10
 
 def followers_served(script: Script) -> Script:
     for i, label in enumerate(FOLLOWERS):
-        script.send(bind_complete(), selected(i), ready_for_query()).gives(label, [(i,)], "SELECT 1")
+        served(script, label, i)
     return script
 
 
@@ -145,7 +144,7 @@ def abandoned_copy_in() -> Script:
     script = knows().start("copy", "execute", "copy t from stdin").expect(*NEW).send(described()).expect(*COPY)
     script.abandon("copy").send(bind_complete(), copy_in_response()).expect("CopyFail", "Sync")
     script.send(FAILED, ready_for_query()).cancelled("copy").start("next", "execute", ONE).expect(*KNOWN)
-    return script.send(bind_complete(), selected(1), ready_for_query()).gives("next", [(1,)], "SELECT 1")
+    return served(script)
 
 
 @dialogue

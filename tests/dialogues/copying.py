@@ -20,9 +20,8 @@ from backend import (
     parse_complete,
     ready_for_query,
     row_description,
-    selected,
 )
-from dialogues.execute import KNOWN, ONE, knows
+from dialogues.execute import KNOWN, ONE, knows, served
 from dialogues.registry import dialogue
 from pgpoll import core, errors
 from script import Run, Script
@@ -53,11 +52,6 @@ def copying_in(chunks: int) -> Script:
     for chunk in CHUNKS[:chunks]:
         feed(script, chunk).expect("CopyData")
     return script
-
-
-def served(script: Script) -> Script:
-    """The next one is not spoiled."""
-    return script.send(bind_complete(), selected(1), ready_for_query()).gives("next", [(1,)], "SELECT 1")
 
 
 def each(make: Callable[[int], Script]) -> Callable[[int], Script]:

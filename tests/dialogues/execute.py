@@ -35,8 +35,12 @@ ONE = "select 1 as one"
 def knows(sql: str = ONE, *, memory_only: bool = False, **changes: Any) -> Script:
     """A connected session that has executed `sql`, whose column is named one, with one row."""
     script = Script(memory_only=memory_only, **changes).connect().start("first", "execute", sql).expect(*NEW)
-    script.send(described("one")).expect(*KNOWN)
-    return script.send(bind_complete(), selected(1), ready_for_query()).gives("first", [(1,)], "SELECT 1")
+    return served(script.send(described("one")).expect(*KNOWN), "first")
+
+
+def served(script: Script, label: str = "next", value: int = 1) -> Script:
+    """What waits for its reply has one row."""
+    return script.send(bind_complete(), selected(value), ready_for_query()).gives(label, [(value,)], "SELECT 1")
 
 
 def forgetful(**changes: Any) -> Script:

@@ -102,6 +102,12 @@ def more_rows_of_a_portal_than_were_asked_for() -> Script:
 
 
 @dialogue
+def portal_suspended_before_its_limit() -> Script:
+    script = begun().act(lambda run: open_portal(run, "open", ONE, 3)).expect("Bind", "Execute", "Sync")
+    return script.send(bind_complete(), rows(1, 2), portal_suspended()).raises("open", errors.ProtocolError, "before")
+
+
+@dialogue
 def copy_by_a_portal() -> Script:
     sql = "copy t from stdin"
     script = begun().act(lambda run: open_portal(run, "open", sql, 2)).expect(*NEW)
@@ -109,6 +115,18 @@ def copy_by_a_portal() -> Script:
     script.send(bind_complete(), copy_in_response()).expect("CopyFail", "Sync")
     script.send(error_response("57014", "COPY from stdin failed"), ready_for_query("E"))
     return script.raises("open", errors.InterfaceError, "copy_in")
+
+
+@dialogue
+def copy_by_a_portal_of_a_query() -> Script:
+    """A server that awaits data swallows a Sync, and this one has left; but no query ends in COPY."""
+    script = begun().act(lambda run: open_portal(run, "open", ONE, 2)).expect("Bind", "Execute", "Sync")
+    return script.send(bind_complete(), copy_in_response()).raises("open", errors.ProtocolError, "CopyInResponse")
+
+
+@dialogue
+def copy_by_a_fetch() -> Script:
+    return fetch_in_flight().send(copy_in_response()).raises("more", errors.ProtocolError, "CopyInResponse")
 
 
 def fetch_in_flight() -> Script:

@@ -31,7 +31,7 @@ from backend import (
     selected,
 )
 from dialogues.abandon import STRAY, wishes
-from dialogues.execute import KNOWN, NEW, ONE, knows
+from dialogues.execute import KNOWN, NEW, ONE, knows, served
 from dialogues.recovery import AGAIN, GONE, STALE, described_again
 from dialogues.registry import dialogue
 from pgpoll import core, errors
@@ -68,8 +68,7 @@ def ending(script: Script, *numbers: int) -> Script:
 
 def followed(script: Script) -> Script:
     """The next request is served."""
-    script.start("next", "execute", ONE).expect(*KNOWN).send(bind_complete(), selected(9), ready_for_query())
-    return script.gives("next", [(9,)], "SELECT 1")
+    return served(script.start("next", "execute", ONE).expect(*KNOWN), value=9)
 
 
 # With credit.
@@ -88,7 +87,7 @@ def stream_of_a_new_statement() -> Script:
 def followed_by_known(script: Script, sql: str) -> Script:
     """The statement is in the cache."""
     script.start("known", "execute", sql, (6,)).expect(where("Bind", of=sql), "Execute", "Sync")
-    return script.send(bind_complete(), selected(6), ready_for_query()).gives("known", [(6,)], "SELECT 1")
+    return served(script, "known", 6)
 
 
 @dialogue
@@ -240,6 +239,20 @@ def more_rows_than_were_asked_for() -> Script:
 
 
 @dialogue
+def suspended_before_its_limit() -> Script:
+    """A server that says so for ever would be asked for ever, whether it reads that or not."""
+    script = streaming(3).send(bind_complete(), rows(1, 2), portal_suspended())
+    return script.raises("s", errors.ProtocolError, "PortalSuspended")
+
+
+@dialogue
+def more_rows_than_the_execute_asked_for() -> Script:
+    """Credit that was granted since counts at the next one."""
+    script = streaming(2).send(bind_complete(), rows(1)).takes("s", (1,)).grant("s", 5).expect()
+    return script.send(rows(2, 3)).raises("s", errors.ProtocolError, "more rows")
+
+
+@dialogue
 def rows_out_of_credit() -> Script:
     return suspended().send(rows(3)).raises("s", errors.ProtocolError, "nothing was asked")
 
@@ -274,6 +287,13 @@ def copy_in_by_a_stream() -> Script:
     script.send(bind_complete(), copy_in_response()).expect("CopyFail", "Sync")
     script.send(error_response("57014", "COPY from stdin failed"), ready_for_query())
     return script.raises("s", errors.InterfaceError, "copy_in")
+
+
+@dialogue
+def copy_in_by_a_stream_that_is_over() -> Script:
+    """No query ends in COPY; a server that awaits data would have swallowed the Sync."""
+    script = streaming().abandon("s").expect("Sync").start("next", "execute", ONE)
+    return script.send(bind_complete(), copy_in_response()).cancelled("s").raises("next", errors.Error, "lost")
 
 
 @dialogue
@@ -357,8 +377,7 @@ def stream_abandoned_before_its_rows() -> Script:
     script = streaming().act(lambda run: wishes(run, core.NONE)).abandon("s").expect("Sync")
     script.act(lambda run: wishes(run, core.NOW)).start("next", "execute", ONE).expect()
     script.send(bind_complete(), rows(1, 2), portal_suspended(), ready_for_query()).expect(*KNOWN)
-    script.send(bind_complete(), selected(9), ready_for_query())
-    return script.cancelled("s").gives("next", [(9,)], "SELECT 1")
+    return served(script.cancelled("s"), value=9)
 
 
 @dialogue

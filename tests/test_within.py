@@ -335,6 +335,20 @@ async def test_a_stream_that_changes_hands(conn: pgpoll.Connection, prefetch: in
             assert await task == count
 
 
+async def test_started_by_a_task_that_has_ended(conn: pgpoll.Connection) -> None:
+    """As by asyncio.wait_for() of Python 3.11: it is its maker's then, as if that had started it; others wait."""
+    tx = conn.transaction()
+    await asyncio.create_task(tx.start())
+    stranger = contextvars.Context().run(asyncio.create_task, conn.fetchval("select 7"))
+    await conn.execute("insert into within values (1)", timeout=2)
+    async with conn.transaction():
+        await conn.execute("insert into within values (2)", timeout=2)
+    assert not stranger.done()
+    await tx.rollback()
+    assert await asyncio.wait_for(stranger, 2) == 7
+    assert await conn.fetchval("select count(*) from within") == 0
+
+
 @pytest.mark.parametrize("inside", [False, True])
 async def test_the_end_of_a_block_ends_a_stream_of_ones_own(conn: pgpoll.Connection, inside: bool) -> None:
     """Also where a task asks for it that the stream's owner waits for."""

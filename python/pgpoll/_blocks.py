@@ -100,7 +100,7 @@ class Blocks:
         if not self.stack:
             return not self.closing and via is None
         top = self.stack[-1]
-        inside = top is via or (who is not None and top.owner is who) or top in carried
+        inside = top is via or (who is not None and top.owner is who) or top in carried or top.adopted_by(who)
         if inside and (top.channel or top.state is FAILED):
             raise top.refusal()
         return top.state is OPEN and inside

@@ -194,6 +194,14 @@ class Driver:
         """Who owns blocks: the current task."""
         return current_task()
 
+    @staticmethod
+    def maker() -> object:
+        """Who makes a transaction that another task may start; None outside of a task."""
+        try:
+            return current_task()
+        except RuntimeError:
+            return None
+
     def doom(self, block: Block) -> None:
         """Roll a block back without a task, or let go of a channel, from wherever its end was noticed."""
         self.apart(partial(self.blocks.doom, block))

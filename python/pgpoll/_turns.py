@@ -50,8 +50,8 @@ class Block:
     """One transaction, or savepoint, of one connection. Knows no connection, so a context that carries it pins none."""
 
     __slots__ = (
-        *("begin", "begun", "channel", "error", "lazy", "operation", "options", "outcome", "owner", "savepoint"),
-        *("state", "stays", "told", "warned", "where", "within"),
+        *("begin", "begun", "channel", "error", "lazy", "maker", "operation", "options", "outcome", "owner"),
+        *("savepoint", "state", "stays", "told", "warned", "where", "within"),
     )
 
     def __init__(self, begin: str, where: str, channel: str = "") -> None:
@@ -66,7 +66,8 @@ class Block:
         self.error: errors.Error | None = None  # what BEGIN or SAVEPOINT came to, where it failed
         self.told = False  # that error, to whoever it was sent for
         self.outcome = ""  # how it ended, for messages
-        self.owner: object | None = None  # the task or thread that entered it
+        self.owner: Any = None  # the task or thread that entered it
+        self.maker: object | None = None  # of a transaction: the task that made it, where another may have started it
         self.savepoint = ""  # its name; empty for the outermost
         self.stays = False  # a channel: until it is released, also where its operation is done
         self.warned = False
@@ -84,7 +85,18 @@ class Block:
 
     def end(self, outcome: str) -> None:
         """It is over, and keeps nothing alive where it is still carried."""
-        self.state, self.outcome, self.owner, self.operation = ENDED, self.outcome or outcome, None, None
+        self.state, self.outcome = ENDED, self.outcome or outcome
+        self.owner = self.maker = self.operation = None
+
+    def adopted_by(self, who: object) -> bool:
+        """Whether it is `who`'s now, that made it: the task that started it was there for nothing else and has ended.
+
+        As that of asyncio.wait_for() in Python 3.11. Whoever made it would wait for itself.
+        """
+        if who is None or self.maker is not who or self.owner is None or not self.owner.done():
+            return False
+        self.owner = who
+        return True
 
     def carry(self) -> None:
         """Put it into the current context; what has ended is left out on this occasion."""

@@ -244,7 +244,9 @@ class Verbs(Facts):
         `isolation` is "serializable", "repeatable read", "read committed" or "read uncommitted", also with underscores;
         None, for all three, is the server's default. A savepoint takes none of them. Raises InterfaceError for others.
         """
-        return Transaction(self, Block(begin_command(isolation, readonly, deferrable), caller()))
+        block = Block(begin_command(isolation, readonly, deferrable), caller())
+        block.maker = self._driver.maker()
+        return Transaction(self, block)
 
     async def cancel(self) -> None:
         """Cancel the running request at the server: whoever awaits it gets QueryCanceled, if it was in time.

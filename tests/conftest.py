@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -26,6 +27,15 @@ if pipeline := os.environ.get("PGPOLL_MAX_PIPELINE"):  # the whole suite as with
     conninfo.MAX_PIPELINE = int(pipeline)
 
 replays: Counter[str] = Counter()  # of dialogues, in test_session_splits.py
+
+
+def pytest_collection_finish() -> None:
+    """The tests themselves, hundreds of thousands of objects, are not the garbage collector's any more.
+
+    To look through them takes it 0.1 s, in which a loop that is being watched stands still.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -42,13 +42,16 @@ BLOCKED_SECONDS = 0.05
 AT_ONCE_SECONDS = 0.1
 
 _tokens = itertools.count(1)
+_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def run_delay() -> float:
-    """Seconds for which this thread was ready and had no processor."""
+    """Seconds for which this thread was ready and had no processor, or a hypervisor had given its processor away."""
     try:
         with open("/proc/thread-self/schedstat", encoding="ascii") as file:
-            return int(file.read().split()[1]) / 1e9
+            waited = int(file.read().split()[1]) / 1e9
+        with open("/proc/stat", encoding="ascii") as file:
+            return waited + int(file.readline().split()[8]) / _TICKS
     except OSError:
         return 0.0
 
